@@ -175,13 +175,30 @@ def then(first: Diff, second: Diff) -> Result[Diff, Fault]:
                 f"the first ends at {first.after[:12]}, the second starts at {second.before[:12]}"
             )
         )
-    edits = list(first.edits)
-    for edit in second.edits:
-        if edits and edits[-1] == invert_edit(edit):
-            edits.pop()
-        else:
-            edits.append(edit)
+    edits = reduced((*first.edits, *second.edits))
     return Success(Diff(row(edits), first.before, second.after))
+
+
+def reduced(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    """The same change in lowest terms: idle edits dropped, neighbours that undo each other gone."""
+    kept: list[Edit] = []
+    for edit in edits:
+        undo = invert_edit(edit)
+        if kept and kept[-1] == undo:
+            kept.pop()
+        elif not _is_idle(edit):
+            kept.append(edit)
+    return tuple(kept)
+
+
+def _is_idle(edit: Edit) -> bool:
+    match edit:
+        case Changed(old=old, new=new):
+            return old == new
+        case Moved(before=before, after=after) | Staged(before=before, after=after):
+            return before == after
+        case _:
+            return False
 
 
 def rewritten(graph: Graph, edits: Iterable[Edit]) -> Result[Rewritten, Fault]:
@@ -189,7 +206,7 @@ def rewritten(graph: Graph, edits: Iterable[Edit]) -> Result[Rewritten, Fault]:
 
     Fails with DIFF_DOES_NOT_FIT if an edit does not fit the graph.
     """
-    listed = tuple(edits)
+    listed = reduced(edits)
     if not listed:
         return Success(Rewritten(graph, Diff(row(), graph.digest, graph.digest)))
     return _edited(graph, listed).map(

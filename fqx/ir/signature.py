@@ -189,7 +189,7 @@ class Tree:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Signature:
     """Inputs by position, trees of arguments and outputs, and the named dimensions.
 
@@ -209,6 +209,12 @@ class Signature:
     def code(self) -> str:
         """Canonical encoding."""
         return canonical(encode_signature(self))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Signature) and self.code == other.code)
+
+    def __hash__(self) -> int:
+        return hash(self.code)
 
 
 def encode_dim(dim: Dim) -> Json:
