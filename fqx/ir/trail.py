@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fqx.ir.arg import Json
+from fqx.ir.arg import Arg, Json
 from fqx.ir.diff import Diff
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
 from fqx.ir.names import Digest
+from fqx.ir.node import NO_ATTRS
+from fqx.kit.frozen import FrozenMap
 
 
 class Evidence(Protocol):
@@ -26,13 +28,18 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass: its text, what it changed, the graph it gave and what it decided."""
+    """One pass: its text, what it changed, the graph it gave and what it decided.
+
+    `name` and `options` are the pass as data, from which a replay makes it again.
+    """
 
     text: str
     diff: Diff
     graph: Graph
     evidence: Evidence | None = None
     portable: bool = True
+    name: str = ""
+    options: FrozenMap[Arg] = NO_ATTRS
 
     @property
     def before(self) -> Digest:
