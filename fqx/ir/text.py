@@ -12,9 +12,6 @@ import re
 from typing import assert_never
 
 from fqx.ir.arg import Arg, Block, Dots, DType, NodeRef, Slice, Training, WeightRef
-
-from fqx.ir.signature import Dim, IntType, OpaqueType, Poly, TensorType, Tree, TupleType, Type
-from fqx.ir.weight import Layout, Weight
 from fqx.kit.frozen import FrozenMap
 
 WIDTH = 100
