@@ -105,7 +105,7 @@ Arg: TypeAlias = Union[
 ]
 
 ArgPath: TypeAlias = tuple[int | str, ...]
-"""Where an argument stands in a node: `(0,)` is args[0], `(0, 2)` the third item of a tuple there."""
+"""Where an argument stands in a node: `(0,)` is args[0], `(0, 2)` the third item of a tuple."""
 
 
 def encode_arg(arg: Arg) -> Json:
