@@ -1,0 +1,290 @@
+"""Which operators a target runs as one kernel: the rows of its unit table, and how to find them.
+
+A unit is an anchor and the operators it absorbs. Between its members no value is quantized. The
+plan looks for units in float graphs and `lower` in quantized ones; both ask `unit_at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
+from fqx.ir.graph import OUTPUT, Graph, Use
+from fqx.ir.names import NodeId, OpName
+from fqx.ir.node import Node
+from fqx.ir.signature import TensorType, Type
+
+
+class Form(Enum):
+    """How a unit gives its result."""
+
+    INT8 = "int8"
+    FLOAT = "float"
+
+
+class Need(Enum):
+    """What a unit asks of its place, beside its operators; the value is the reason for a miss."""
+
+    CONSTANT_WEIGHT = "the weight is computed at run time"
+    CONSTANT_BIAS = "the bias is computed at run time"
+    FLOAT32 = "the kernel computes in float32 and the model does not"
+    SAME_SHAPE = "the operands are not known to have one shape"
+    UNSCALED = "the second operand is scaled by alpha"
+    NO_NUMBERS = "an operand is a number"
+    NUMBER_BOUNDS = "a bound is a tensor"
+    RANK_4 = "the input is not known to have four dimensions"
+    RANK_2 = "the input is not known to have two dimensions"
+    FREE_ADDEND = "the other operand of the addition is used again"
+    UNGROUPED = "the kernel takes no groups"
+    PLAIN_PAD = "the padding mode or value has no integer kernel"
+    NEAREST = "only the nearest mode keeps the quantized values"
+    EVAL = "batch norm in training mode"
+    DIVIDES_ALL = "the divisor is overridden"
+    EXACT_PARTS = "the kernel takes no attribute that is computed at run time"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKind:
+    """One row of a unit table.
+
+    `anchor` starts the unit, `absorbs` follow it in order (`add` takes a second activation).
+    `int8` are the operand names of the anchor that must be int8 activations, `weight` the operand
+    that is a constant int8 tensor. `shares` says that result and inputs have the same qparams (the
+    kernel only moves integers or compares them). Without a `kernel` the unit runs as float
+    between dequantize and quantize.
+    """
+
+    name: str
+    anchor: OpName
+    kernel: OpName | None = None
+    absorbs: tuple[OpName, ...] = ()
+    int8: tuple[str, ...] = ("x",)
+    weight: str | None = None
+    outputs: frozenset[Form] = frozenset({Form.INT8})
+    shares: bool = False
+    needs: frozenset[Need] = frozenset()
+
+    @property
+    def adds(self) -> bool:
+        """Whether the unit absorbs an addition behind its anchor."""
+        return OpName("add") in self.absorbs
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit found in a graph: its nodes, anchor first; `other` is the absorbed add's addend."""
+
+    kind: UnitKind
+    nodes: tuple[NodeId, ...]
+    other: NodeId | None = None
+
+    @property
+    def anchor(self) -> NodeId:
+        """The node the unit is named after."""
+        return self.nodes[0]
+
+    @property
+    def last(self) -> NodeId:
+        """The node whose value the unit gives."""
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class NoUnit:
+    """Why a node starts no unit, or not a longer one."""
+
+    at: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A graph with the tables that looking for units reads.
+
+    `allows` says whether a node may be a member (a recipe may have taken it out). `types` may lack
+    nodes; what a unit needs to know of those it does not get.
+    """
+
+    graph: Graph
+    users: Mapping[NodeId, tuple[Use, ...]]
+    position: Mapping[NodeId, int]
+    types: Mapping[NodeId, Type]
+    allows: Callable[[NodeId], bool] = field(default=lambda _: True)
+
+
+def unit_at(
+    place: Place, kinds: tuple[UnitKind, ...], anchor: NodeId
+) -> tuple[Unit | None, tuple[NoUnit, ...]]:
+    """The longest unit that starts at `anchor`, and why longer ones do not.
+
+    The kinds are tried longest first; those of equal length in the table's order.
+    """
+    node = place.graph[anchor]
+    fitting = [kind for kind in kinds if kind.anchor == node.op]
+    if not fitting:
+        return None, (NoUnit(anchor, f"the target has no kernel for {node.op}"),)
+    misses: list[NoUnit] = []
+    for kind in sorted(fitting, key=lambda kind: -len(kind.absorbs)):
+        found = _grow(place, kind, node)
+        if isinstance(found, Unit):
+            return found, tuple(misses)
+        misses.append(found)
+    return None, tuple(misses)
+
+
+def _grow(place: Place, kind: UnitKind, node: Node) -> Unit | NoUnit:
+    if not place.allows(node.id):
+        return NoUnit(node.id, "the recipe leaves it float")
+    members = [node.id]
+    other: NodeId | None = None
+    for op in kind.absorbs:
+        behind = _only_user(place, members[-1])
+        if isinstance(behind, NoUnit):
+            return behind
+        if behind.op != op:
+            return NoUnit(behind.id, f"{behind.op} follows, not {op}")
+        if not place.allows(behind.id):
+            return NoUnit(behind.id, "the recipe leaves it float")
+        if op == "add":
+            addend = _addend(members[-1], behind)
+            if isinstance(addend, NoUnit):
+                return addend
+            other = addend
+        members.append(behind.id)
+    unit = Unit(kind, tuple(members), other)
+    for need in sorted(kind.needs, key=lambda need: need.name):
+        if not _meets(place, unit, need):
+            return NoUnit(node.id, need.value)
+    return unit
+
+
+def _only_user(place: Place, name: NodeId) -> Node | NoUnit:
+    uses = place.users[name]
+    if len(uses) != 1 or uses[0].user == OUTPUT:
+        return NoUnit(name, "its value has another use")
+    return place.graph[uses[0].user]
+
+
+def _addend(ours: NodeId, add: Node) -> NodeId | NoUnit:
+    left, right = add.args
+    if not isinstance(left, NodeRef) or not isinstance(right, NodeRef):
+        return NoUnit(add.id, "the addend is no activation")
+    if left.id == right.id:
+        return NoUnit(add.id, "a value is added to itself")
+    return right.id if left.id == ours else left.id
+
+
+def _meets(place: Place, unit: Unit, need: Need) -> bool:
+    anchor = place.graph[unit.anchor]
+    match need:
+        case Need.CONSTANT_WEIGHT:
+            return _is_constant(place, anchor.args[1])
+        case Need.CONSTANT_BIAS:
+            return anchor.args[2] is None or isinstance(anchor.args[2], WeightRef)
+        case Need.FLOAT32:
+            return _dtype(place, unit.anchor) in (DType.FLOAT32, None)
+        case Need.SAME_SHAPE:
+            return _same_shape(place, unit)
+        case Need.UNSCALED:
+            adds = [place.graph[name] for name in unit.nodes if place.graph[name].op == "add"]
+            return all(add.attrs.get("alpha") == 1 for add in adds)
+        case Need.NO_NUMBERS:
+            return all(isinstance(arg, NodeRef) for arg in anchor.args)
+        case Need.NUMBER_BOUNDS:
+            clamps = [place.graph[name] for name in unit.nodes if place.graph[name].op == "clamp"]
+            return all(_is_number(bound) for clamp in clamps for bound in clamp.args[1:])
+        case Need.RANK_4:
+            return _rank(place, anchor) == 4
+        case Need.RANK_2:
+            return _rank(place, anchor) == 2
+        case Need.FREE_ADDEND:
+            return _free_addend(place, unit)
+        case Need.UNGROUPED:
+            return anchor.attrs.get("groups") == 1
+        case Need.PLAIN_PAD:
+            return anchor.attrs.get("mode") == "constant" and anchor.attrs.get("value") in (
+                None,
+                0,
+                0.0,
+            )
+        case Need.NEAREST:
+            return anchor.attrs.get("mode") in ("nearest", "nearest-exact")
+        case Need.EVAL:
+            return anchor.attrs.get("training") is False and None not in anchor.args[3:5]
+        case Need.DIVIDES_ALL:
+            return anchor.attrs.get("divisor_override") is None
+        case Need.EXACT_PARTS:
+            return not any(isinstance(arg, NodeRef) for arg in anchor.args[1:])
+
+
+def _is_constant(place: Place, arg: Arg) -> bool:
+    """A weight, or in a quantized graph the dequantized one."""
+    if isinstance(arg, WeightRef):
+        return True
+    if not isinstance(arg, NodeRef):
+        return False
+    node = place.graph[arg.id]
+    return node.op == "dequantize" and isinstance(node.args[0], WeightRef)
+
+
+def _is_number(arg: Arg) -> bool:
+    return arg is None or (isinstance(arg, (int, float)) and not isinstance(arg, bool))
+
+
+def _type(place: Place, name: NodeId) -> TensorType | None:
+    found = place.types.get(name)
+    return found if isinstance(found, TensorType) else None
+
+
+def _dtype(place: Place, name: NodeId) -> DType | None:
+    found = _type(place, name)
+    return found.dtype if found else None
+
+
+def _rank(place: Place, node: Node) -> int | None:
+    source = node.args[0]
+    found = _type(place, source.id) if isinstance(source, NodeRef) else None
+    return len(found.dims) if found and found.dims is not None else None
+
+
+def _same_shape(place: Place, unit: Unit) -> bool:
+    for name in unit.nodes:
+        node = place.graph[name]
+        if node.op not in ("add", "mul"):
+            continue
+        sides = [_type(place, arg.id) for arg in node.args if isinstance(arg, NodeRef)]
+        if len(sides) != 2 or sides[0] is None or sides[1] is None:
+            return False
+        dims = sides[0].dims
+        if dims is None or None in dims or dims != sides[1].dims:
+            return False
+    return True
+
+
+def _free_addend(place: Place, unit: Unit) -> bool:
+    """The later of two producers takes the add, and nobody reads the addend behind it."""
+    if unit.other is None:
+        return True
+    add = next(name for name in unit.nodes if place.graph[name].op == "add")
+    if place.position[unit.other] > place.position[unit.anchor] and _could_take(place, unit):
+        return False
+    return all(
+        use.user != OUTPUT and place.position[use.user] <= place.position[add]
+        for use in place.users[unit.other]
+    )
+
+
+def _could_take(place: Place, unit: Unit) -> bool:
+    assert unit.other is not None
+    other = _behind_quantization(place, unit.other)
+    return other.op == unit.kind.anchor
+
+
+def _behind_quantization(place: Place, name: NodeId) -> Node:
+    """The producer of a value, seen through a dequantize and a quantize."""
+    node = place.graph[name]
+    while node.op in ("dequantize", "quantize") and isinstance(node.args[0], NodeRef):
+        node = place.graph[node.args[0].id]
+    return node

@@ -1,0 +1,112 @@
+"""torch's packed-weight kernels on quantized dtypes (`torch.ops.quantized.*`), per engine."""
+
+from __future__ import annotations
+
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.names import OpName
+from fqx.kit.result import Failure, Result, Success
+from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
+from fqx.policy.units import Form, Need, UnitKind
+from fqx.targets.shapes import shape_kinds
+
+ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
+
+_WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
+_PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
+_CONV = ("stride", "padding", "dilation", "groups")
+_OUT = ("scale", "zero_point")
+
+
+def _weighted(anchor: str, absorbs: tuple[str, ...], *needs: Need) -> UnitKind:
+    return UnitKind(
+        "_".join((anchor, *absorbs)),
+        OpName(anchor),
+        OpName(f"native.{anchor}"),
+        tuple(OpName(op) for op in absorbs),
+        ("x",),
+        "weight",
+        frozenset({Form.INT8}),
+        needs=_WEIGHTED | set(needs),
+    )
+
+
+def _plain(anchor: str, absorbs: tuple[str, ...], int8: tuple[str, ...], *needs: Need) -> UnitKind:
+    return UnitKind(
+        "_".join((anchor, *absorbs)),
+        OpName(anchor),
+        OpName(f"native.{anchor}"),
+        tuple(OpName(op) for op in absorbs),
+        int8,
+        needs=frozenset(needs) | {Need.FLOAT32},
+    )
+
+
+_EVERYWHERE: tuple[UnitKind, ...] = (
+    *(_weighted(f"conv{n}d", absorbs) for n in (1, 2, 3) for absorbs in (("relu",), ())),
+    *(_weighted("linear", absorbs) for absorbs in (("relu",), ())),
+    *(_plain("add", absorbs, ("x", "y"), *_PAIR_NEEDS) for absorbs in (("relu",), ())),
+    _plain("mul", (), ("x", "y"), Need.NO_NUMBERS, Need.SAME_SHAPE),
+    *shape_kinds("native"),
+)
+_ONLY_ONEDNN: tuple[UnitKind, ...] = tuple(
+    _weighted("conv2d", absorbs, Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND)
+    for absorbs in (("add", "relu"), ("add",))
+)
+_TRANSPOSED: tuple[UnitKind, ...] = tuple(_weighted(f"conv_transpose{n}d", ()) for n in (1, 2))
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(OpName("native.quantize"), ("x",), ("scale", "zero_point")),
+    Kernel(OpName("native.dequantize"), ("x",), ()),
+    *(
+        Kernel(
+            OpName(f"native.conv{n}d"),
+            ("x", "weight", "weight_scale", "bias"),
+            (*_OUT, *_CONV, "relu", "engine"),
+        )
+        for n in (1, 2, 3)
+    ),
+    *(
+        Kernel(
+            OpName(f"native.conv_transpose{n}d"),
+            ("x", "weight", "weight_scale", "bias"),
+            (*_OUT, "stride", "padding", "output_padding", "groups", "dilation", "engine"),
+        )
+        for n in (1, 2)
+    ),
+    Kernel(
+        OpName("native.conv2d_add"),
+        ("x", "weight", "weight_scale", "bias", "other"),
+        (*_OUT, *_CONV, "relu", "engine", "keeps_other"),
+    ),
+    Kernel(
+        OpName("native.linear"),
+        ("x", "weight", "weight_scale", "bias"),
+        (*_OUT, "relu", "engine"),
+    ),
+    Kernel(OpName("native.add"), ("x", "y"), (*_OUT, "relu", "engine")),
+    Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "engine")),
+)
+
+
+def native(engine: str = "x86") -> Result[Target, Fault]:
+    """The kernels of one engine: x86, fbgemm, onednn or qnnpack.
+
+    Ranges are those of a machine with VNNI; `probe` narrows them where sums saturate. Fails with
+    UNSUPPORTED_TARGET for another name.
+    """
+    if engine not in ENGINES:
+        return Failure(
+            Fault(
+                FaultKind.UNSUPPORTED_TARGET,
+                f"native has no engine {engine!r}",
+                f"use one of {', '.join(ENGINES)}",
+            )
+        )
+    units = (
+        *(_ONLY_ONEDNN if engine == "onednn" else ()),
+        *(_TRANSPOSED if engine in ("onednn", "qnnpack") else ()),
+        *_EVERYWHERE,
+    )
+    return Success(
+        Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
+    )

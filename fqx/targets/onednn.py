@@ -1,0 +1,113 @@
+"""oneDNN kernels on plain `uint8`/`int8` tensors (`torch.ops.onednn.*`); the default on x86."""
+
+from __future__ import annotations
+
+from fqx.ir.names import OpName
+from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
+from fqx.policy.units import Form, Need, UnitKind
+from fqx.targets.shapes import shape_kinds
+
+_BOTH = frozenset({Form.INT8, Form.FLOAT})
+_WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
+_CONV_ACTIVATIONS = ("relu", "clamp", "hardswish", "silu")
+_LINEAR_ACTIVATIONS = (*_CONV_ACTIVATIONS, "gelu", "tanh", "leaky_relu")
+_ADD_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND})
+_PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
+
+_SCALED = ("x_scale", "x_zero_point", "scale", "zero_point", "output")
+_POST = ("activation", "activation_args")
+_ADDED = ("other_scale", "other_zero_point")
+_CONV = ("stride", "padding", "dilation", "groups")
+_PAIR = ("x_scale", "x_zero_point", "y_scale", "y_zero_point", "scale", "zero_point")
+
+
+def _weighted(anchor: str, activations: tuple[str, ...], kernel: str) -> tuple[UnitKind, ...]:
+    """The anchor alone and with each activation behind it."""
+    chains: tuple[tuple[OpName, ...], ...] = ((), *((OpName(op),) for op in activations))
+    return tuple(
+        UnitKind(
+            "_".join((anchor, *chain)),
+            OpName(anchor),
+            OpName(kernel),
+            chain,
+            ("x",),
+            "weight",
+            _BOTH,
+            needs=_WEIGHTED | {Need.NUMBER_BOUNDS},
+        )
+        for chain in chains
+    )
+
+
+def _added(anchor: str, kernel: str) -> tuple[UnitKind, ...]:
+    """The anchor with an addition, and a relu behind that."""
+    return tuple(
+        UnitKind(
+            "_".join((anchor, *chain)),
+            OpName(anchor),
+            OpName(kernel),
+            tuple(OpName(op) for op in chain),
+            ("x",),
+            "weight",
+            frozenset({Form.INT8}),
+            needs=_WEIGHTED | _ADD_NEEDS,
+        )
+        for chain in (("add", "relu"), ("add",))
+    )
+
+
+UNITS: tuple[UnitKind, ...] = (
+    *_weighted("conv1d", _CONV_ACTIVATIONS, "onednn.conv1d"),
+    *_weighted("conv2d", _CONV_ACTIVATIONS, "onednn.conv2d"),
+    *_weighted("conv3d", _CONV_ACTIVATIONS, "onednn.conv3d"),
+    *_added("conv2d", "onednn.conv2d_add"),
+    *_weighted("linear", _LINEAR_ACTIVATIONS, "onednn.linear"),
+    *_added("linear", "onednn.linear_add"),
+    UnitKind(
+        "add_relu",
+        OpName("add"),
+        OpName("onednn.add"),
+        (OpName("relu"),),
+        ("x", "y"),
+        needs=_PAIR_NEEDS,
+    ),
+    UnitKind("add", OpName("add"), OpName("onednn.add"), (), ("x", "y"), needs=_PAIR_NEEDS),
+    UnitKind(
+        "mul",
+        OpName("mul"),
+        OpName("onednn.mul"),
+        (),
+        ("x", "y"),
+        needs=frozenset({Need.NO_NUMBERS, Need.FLOAT32}),
+    ),
+    *shape_kinds("plain"),
+)
+
+KERNELS: tuple[Kernel, ...] = (
+    *(
+        Kernel(
+            OpName(f"onednn.conv{n}d"),
+            ("x", "weight", "weight_scale", "bias"),
+            (*_SCALED, *_CONV, *_POST),
+        )
+        for n in (1, 2, 3)
+    ),
+    Kernel(
+        OpName("onednn.conv2d_add"),
+        ("x", "weight", "weight_scale", "bias", "other"),
+        (*_SCALED, *_CONV, *_ADDED, "relu", "keeps_other"),
+    ),
+    Kernel(OpName("onednn.linear"), ("x", "weight", "weight_scale", "bias"), (*_SCALED, *_POST)),
+    Kernel(
+        OpName("onednn.linear_add"),
+        ("x", "weight", "weight_scale", "bias", "other"),
+        (*_SCALED, *_ADDED, "relu"),
+    ),
+    Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
+    Kernel(OpName("onednn.mul"), ("x", "y"), _PAIR),
+)
+
+
+def onednn() -> Target:
+    """oneDNN on a machine with VNNI: activations 0..255, weights -127..127, exact int32 sums."""
+    return Target("onednn", "", "vnni", UINT8, INT8_SYMMETRIC, UNITS, KERNELS)

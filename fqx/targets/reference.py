@@ -1,0 +1,53 @@
+"""No integer kernels at all: every unit runs in float between dequantize and quantize."""
+
+from __future__ import annotations
+
+from fqx.ir.names import OpName
+from fqx.policy.target import INT8_SYMMETRIC, UINT8, Target
+from fqx.policy.units import Form, Need, UnitKind
+from fqx.targets import onednn as _onednn
+from fqx.targets.shapes import shape_kinds
+
+_BOTH = frozenset({Form.INT8, Form.FLOAT})
+_WEIGHTED = frozenset({Need.CONSTANT_WEIGHT})
+
+_MORE: tuple[UnitKind, ...] = tuple(
+    UnitKind(
+        "_".join((f"conv_transpose{n}d", *absorbs)),
+        OpName(f"conv_transpose{n}d"),
+        None,
+        tuple(OpName(op) for op in absorbs),
+        ("x",),
+        "weight",
+        _BOTH,
+        needs=_WEIGHTED,
+    )
+    for n in (1, 2, 3)
+    for absorbs in (("relu",), ())
+)
+
+
+def _without_kernel(kind: UnitKind) -> UnitKind:
+    return UnitKind(
+        kind.name,
+        kind.anchor,
+        None,
+        kind.absorbs,
+        kind.int8,
+        kind.weight,
+        kind.outputs,
+        kind.shares,
+        kind.needs - {Need.FLOAT32},
+    )
+
+
+UNITS: tuple[UnitKind, ...] = (
+    *(_without_kernel(kind) for kind in _onednn.UNITS if not kind.shares),
+    *_MORE,
+    *(_without_kernel(kind) for kind in shape_kinds("reference")),
+)
+
+
+def reference() -> Target:
+    """The portable reference program: the ranges of VNNI machines, no kernels."""
+    return Target("reference", "", "vnni", UINT8, INT8_SYMMETRIC, UNITS)
