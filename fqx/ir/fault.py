@@ -50,7 +50,7 @@ class FaultKind(Enum):
     BATCH_DOES_NOT_FIT = "a calibration batch does not fit the signature"
     NOT_FINITE = "an observed tensor holds NaN or infinity"
     MISSING_STATISTICS = "an observer saw no data"
-    INTERRUPTED = "calibration was interrupted"
+    INTERRUPTED = "calibrating or saving was interrupted"
     CALIBRATION_FAILED = "the model raised during calibration"
     # kernels, modules
     NO_KERNEL = "the target has no kernel for a unit"
