@@ -42,7 +42,7 @@ class Need(Enum):
     NEAREST = "only the nearest mode keeps the quantized values"
     EVAL = "batch norm in training mode"
     DIVIDES_ALL = "the divisor is overridden"
-    EXACT_PARTS = "the kernel takes no attribute that is computed at run time"
+    NO_OUTPUT_PADDING = "the kernel takes no output padding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class UnitKind:
     `int8` are the operand names of the anchor that must be int8 activations, `weight` the operand
     that is a constant int8 tensor. `shares` says that result and inputs have the same qparams (the
     kernel only moves integers or compares them). Without a `kernel` the unit runs as float
-    between dequantize and quantize.
+    between dequantize and quantize. `channel_axis` is the weight's axis along which scales may
+    differ; None means one scale for the whole weight.
     """
 
     name: str
@@ -65,6 +66,7 @@ class UnitKind:
     outputs: frozenset[Form] = frozenset({Form.INT8})
     shares: bool = False
     needs: frozenset[Need] = frozenset()
+    channel_axis: int | None = 0
 
     @property
     def adds(self) -> bool:
@@ -215,8 +217,8 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return anchor.attrs.get("training") is False and None not in anchor.args[3:5]
         case Need.DIVIDES_ALL:
             return anchor.attrs.get("divisor_override") is None
-        case Need.EXACT_PARTS:
-            return not any(isinstance(arg, NodeRef) for arg in anchor.args[1:])
+        case Need.NO_OUTPUT_PADDING:
+            return not any(_numbers(anchor.attrs.get("output_padding")))
 
 
 def _is_constant(place: Place, arg: Arg) -> bool:
@@ -227,6 +229,10 @@ def _is_constant(place: Place, arg: Arg) -> bool:
         return False
     node = place.graph[arg.id]
     return node.op == "dequantize" and isinstance(node.args[0], WeightRef)
+
+
+def _numbers(arg: Arg) -> tuple[Arg, ...]:
+    return arg if isinstance(arg, tuple) else (arg,)
 
 
 def _is_number(arg: Arg) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName
 from fqx.kit.result import Failure, Result, Success
@@ -52,7 +54,21 @@ _ONLY_ONEDNN: tuple[UnitKind, ...] = tuple(
     _weighted("conv2d", absorbs, Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND)
     for absorbs in (("add", "relu"), ("add",))
 )
-_TRANSPOSED: tuple[UnitKind, ...] = tuple(_weighted(f"conv_transpose{n}d", ()) for n in (1, 2))
+
+
+def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
+    """Transposed convolutions take one scale per weight."""
+    return tuple(
+        replace(_weighted(f"conv_transpose{n}d", (), *needs), channel_axis=None) for n in dims
+    )
+
+
+_MORE: dict[str, tuple[UnitKind, ...]] = {
+    "x86": _transposed((1, 2, 3)),
+    "fbgemm": _transposed((1, 2, 3)),
+    "qnnpack": _transposed((1, 2)),
+    "onednn": (*_ONLY_ONEDNN, *_transposed((1, 2, 3), Need.NO_OUTPUT_PADDING)),
+}
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), ("scale", "zero_point")),
@@ -71,7 +87,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("x", "weight", "weight_scale", "bias"),
             (*_OUT, "stride", "padding", "output_padding", "groups", "dilation", "engine"),
         )
-        for n in (1, 2)
+        for n in (1, 2, 3)
     ),
     Kernel(
         OpName("native.conv2d_add"),
@@ -102,11 +118,7 @@ def native(engine: str = "x86") -> Result[Target, Fault]:
                 f"use one of {', '.join(ENGINES)}",
             )
         )
-    units = (
-        *(_ONLY_ONEDNN if engine == "onednn" else ()),
-        *(_TRANSPOSED if engine in ("onednn", "qnnpack") else ()),
-        *_EVERYWHERE,
-    )
+    units = (*_MORE[engine], *_EVERYWHERE)
     return Success(
         Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
     )

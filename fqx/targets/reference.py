@@ -21,6 +21,7 @@ _MORE: tuple[UnitKind, ...] = tuple(
         "weight",
         _BOTH,
         needs=_WEIGHTED,
+        channel_axis=1,
     )
     for n in (1, 2, 3)
     for absorbs in (("relu",), ())
@@ -38,13 +39,14 @@ def _without_kernel(kind: UnitKind) -> UnitKind:
         kind.outputs,
         kind.shares,
         kind.needs - {Need.FLOAT32},
+        kind.channel_axis,
     )
 
 
 UNITS: tuple[UnitKind, ...] = (
     *(_without_kernel(kind) for kind in _onednn.UNITS if not kind.shares),
     *_MORE,
-    *(_without_kernel(kind) for kind in shape_kinds("reference")),
+    *shape_kinds("reference"),
 )
 
 

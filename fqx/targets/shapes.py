@@ -21,34 +21,48 @@ MOVING: tuple[str, ...] = (
     "contiguous",
     "slice",
     "select",
+    "index",
+    "index_select",
+    "gather",
     "flip",
     "roll",
     "pixel_shuffle",
     "pixel_unshuffle",
     "channel_shuffle",
-    "relu",
-    "max_pool1d",
-    "max_pool2d",
+    "interpolate",
+    "max_pool3d",
+    "amax",
+    "amin",
+    "cat",
+    "stack",
 )
-"""Each result element is an element of the input (or the zero point)."""
+"""torch runs these on plain integers as they are, and the result needs no zero point."""
+
+ZERO_AWARE: tuple[str, ...] = ("relu", "clamp", "pad", "max_pool1d", "max_pool2d")
+"""These need the zero point, or a kernel of their own."""
 
 JOINING: tuple[str, ...] = ("cat", "stack")
-"""The same with several inputs."""
+"""Operators whose first operand is a tuple of activations."""
+
+_NEEDS = {
+    "clamp": frozenset({Need.NUMBER_BOUNDS}),
+    "pad": frozenset({Need.PLAIN_PAD}),
+    "interpolate": frozenset({Need.NEAREST}),
+}
 
 
-def shape_kinds(kernel: str) -> tuple[UnitKind, ...]:
-    """Rows for the operators that keep their input's qparams, with kernels `<kernel>.<op>`."""
-    moving = tuple(_kind(kernel, op, ("x",)) for op in MOVING)
-    joining = tuple(_kind(kernel, op, ("xs",)) for op in JOINING)
-    return (
-        *moving,
-        *joining,
-        _kind(kernel, "clamp", ("x",), Need.NUMBER_BOUNDS),
-        _kind(kernel, "pad", ("x",), Need.PLAIN_PAD),
-        _kind(kernel, "interpolate", ("x",), Need.NEAREST),
-    )
+def shape_kinds(form: str) -> tuple[UnitKind, ...]:
+    """Rows for the operators that keep their input's qparams.
+
+    With `plain` tensors an operator of `MOVING` stays itself, on integers; all others, and all on
+    torch's quantized tensors, are kernels called `<form>.<op>`. `reference` has no kernels.
+    """
+    return tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE))
 
 
-def _kind(kernel: str, op: str, int8: tuple[str, ...], *needs: Need) -> UnitKind:
-    name = OpName(f"{kernel}.{op}")
-    return UnitKind(op, OpName(op), name, (), int8, shares=True, needs=frozenset(needs))
+def _kind(form: str, op: str) -> UnitKind:
+    own = form == "plain" and op in MOVING
+    kernel = None if form == "reference" else OpName(op if own else f"{form}.{op}")
+    int8 = ("xs",) if op in JOINING else ("x",)
+    needs = _NEEDS.get(op, frozenset())
+    return UnitKind(op, OpName(op), kernel, (), int8, shares=True, needs=needs)
