@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +37,7 @@ class Macs:
 
 
 def count_macs(
-    module: nn.Module | Callable[..., object],
+    module: Callable[..., object],
     args: Sequence[object] = (),
     kwargs: Mapping[str, object] | None = None,
 ) -> Macs:
