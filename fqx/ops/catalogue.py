@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from fqx.ir.arg import Arg, NodeRef, WeightRef, refs_in
+from fqx.ir.arg import Arg, refs_in
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node, Origin
@@ -44,6 +44,9 @@ __all__ = [
     "with_attr",
     "with_operand",
 ]
+
+UNKNOWN: Final = Origin()
+"""The origin of a node that comes from nowhere."""
 
 WEIGHTED, CONTRACTION, LOOKUP = Trait.WEIGHTED, Trait.CONTRACTION, Trait.LOOKUP
 ACTIVATION, ELEMENTWISE, COMPARISON = Trait.ACTIVATION, Trait.ELEMENTWISE, Trait.COMPARISON
@@ -331,14 +334,14 @@ def with_attr(node: Node, name: str, value: Arg) -> Node:
     return Node(node.id, node.op, node.args, node.attrs.put(name, value), node.origin)
 
 
-def make_node(op: str, id: NodeId, origin: Origin = Origin(), /, **given: Arg) -> Node:
+def make_node(op: str, id: NodeId, origin: Origin = UNKNOWN, /, **given: Arg) -> Node:
     """A node of the catalogue from operands and attributes by name, defaults filled in.
 
     `*rest` operands are given as a tuple. A KeyError names a required one that is missing, a
     TypeError one the op does not have: both are mistakes in the calling code.
     """
     row = OPS[OpName(op)]
-    known = {item.name for item in (*row.operands, *row.attrs)}
+    known = {item.name for item in row.operands} | {item.name for item in row.attrs}
     if not known.issuperset(given):
         raise TypeError(f"{row.text} has no {sorted(set(given) - known)}")
     args: tuple[Arg, ...] = ()
@@ -346,13 +349,14 @@ def make_node(op: str, id: NodeId, origin: Origin = Origin(), /, **given: Arg) -
         value = given.get(item.name) if item.optional else given[item.name]
         spread = value if isinstance(value, tuple) else ()
         args = (*args, *spread) if item.rest else (*args, value)
-    attrs = {
-        item.name: given[item.name]
-        if isinstance(item.default, Required)
-        else given.get(item.name, item.default)
-        for item in row.attrs
-    }
-    return Node(id, row.name, args, FrozenMap(attrs), origin)
+    attrs = FrozenMap({item.name: _filled(item, given) for item in row.attrs})
+    return Node(id, row.name, args, attrs, origin)
+
+
+def _filled(item: Attr, given: Mapping[str, Arg]) -> Arg:
+    if item.name in given or isinstance(item.default, Required):
+        return given[item.name]
+    return item.default
 
 
 def check_node(node: Node) -> Result[None, Fault]:
