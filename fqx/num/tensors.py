@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from fqx.ir.arg import DType, canonical
@@ -59,7 +60,7 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     return Layout.CONTIGUOUS
 
 
-def content_bytes(tensor: torch.Tensor) -> bytes:
+def content_bytes(tensor: torch.Tensor) -> bytes | memoryview:
     """The elements in row-major order, little-endian, whatever the strides."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
@@ -68,8 +69,8 @@ def content_bytes(tensor: torch.Tensor) -> bytes:
     raw = flat.view(torch.uint8).numpy()
     if sys.byteorder == "big":  # pragma: no cover
         width = flat.element_size() // (2 if flat.is_complex() else 1)
-        raw = raw.reshape(-1, width)[:, ::-1]
-    return raw.tobytes()
+        raw = np.ascontiguousarray(raw.reshape(-1, width)[:, ::-1])
+    return raw.data
 
 
 def fingerprint_of(tensor: torch.Tensor) -> Digest:
@@ -80,7 +81,9 @@ def fingerprint_of(tensor: torch.Tensor) -> Digest:
     dtype = dtype_of(tensor.dtype)
     name = str(tensor.dtype) if dtype is None else dtype.value
     head = canonical([name, [int(size) for size in tensor.shape]])
-    return Digest(hashlib.sha256(head.encode() + b"\n" + content_bytes(tensor)).hexdigest())
+    code = hashlib.sha256(head.encode() + b"\n")
+    code.update(content_bytes(tensor))
+    return Digest(code.hexdigest())
 
 
 def weight_of(
