@@ -36,7 +36,7 @@ bench: $(READY)
 	$(BIN)/python -m fqx.bench
 
 docs: $(READY)
-	$(BIN)/python -m fqx.cli.pages docs
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
