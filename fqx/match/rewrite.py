@@ -1,0 +1,293 @@
+"""The engine: the only place where a program is walked and changed.
+
+One walk goes over the nodes in program order. At each node the operands are already in their new
+form; the first rule that makes a change wins. Walks go on until one changes nothing or the fuel is
+spent. What comes out is compared with what went in, so the diff has one edit for each thing that
+differs, under the name of the rule that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from fqx.ir.arg import Arg, NodeRef, Ref, WeightRef, map_refs, refs_in
+from fqx.ir.compare import edits_between
+from fqx.ir.diff import Diff, Item, Rewritten, WeightAt, rewritten
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.graph import Graph, users, weight_users
+from fqx.ir.names import NodeId, OpName, Path, RuleName
+from fqx.ir.node import Node
+from fqx.ir.signature import Signature, Tree, Type
+from fqx.ir.weight import Weight
+from fqx.kit.frozen import Table, row
+from fqx.kit.result import Failure, Result, Success
+from fqx.match.rule import Change, Index, Rule, Rules, index_of
+from fqx.match.search import Match, Miss, View, held_weights, match
+
+INPUT = OpName("input")
+
+_K = TypeVar("_K", bound=str)
+_V = TypeVar("_V")
+
+
+def rewrite(
+    graph: Graph,
+    rules: Rules,
+    fuel: int | None = None,
+    types: Mapping[NodeId, Type] | None = None,
+    dead: RuleName | None = None,
+) -> Result[Rewritten, Fault]:
+    """Apply the rules until nothing changes; an empty diff gives the same graph object.
+
+    `fuel` bounds the number of changes (ten for each node, unless told). `types` are facts that
+    rules may ask for. With `dead`, nodes nobody uses go in the end, under that name; inputs stay.
+
+    Faults: OUT_OF_FUEL, naming the rule and the node; what a rule reports.
+    """
+    work = _Work(graph, types or {})
+    index = index_of(rules)
+    left = fuel if fuel is not None else 10 * len(graph) + 100
+    changed = bool(rules.listed)
+    while changed:
+        spent = work.walk(index, left)
+        if isinstance(spent, Fault):
+            return Failure(spent)
+        left, changed = left - spent, spent > 0
+    if dead is not None:
+        work.sweep(dead)
+    made = work.freeze()
+    if made is graph:
+        return Success(Rewritten(graph, Diff(row(), graph.digest, graph.digest)))
+    return rewritten(graph, edits_between(graph, made, work.maker))
+
+
+class _Work:
+    """A program under rewrite: plain tables, frozen once in the end."""
+
+    def __init__(self, graph: Graph, types: Mapping[NodeId, Type]) -> None:
+        self.graph = graph
+        self.nodes: dict[NodeId, Node] = {node.id: node for node in graph}
+        self.order: list[NodeId] = list(graph.order)
+        self.weights: dict[Path, Weight] = dict(graph.weights.items())
+        self.uses: dict[NodeId, int] = {name: len(found) for name, found in users(graph).items()}
+        self.readers: dict[Path, int] = {
+            path: len(found) for path, found in weight_users(graph).items()
+        }
+        self.types: dict[NodeId, Type] = dict(types)
+        self.stands_for: dict[NodeId, Arg] = {}
+        self.fixed = frozenset(update.id for _, update in graph.updates.items())
+        self.by_node: dict[NodeId, RuleName] = {}
+        self.by_weight: dict[Path, RuleName] = {}
+        self.by_rest = RuleName("rewrite")
+        self.view = View(
+            self.nodes,
+            self.weights,
+            graph.ties,
+            self.uses,
+            self.readers,
+            held_weights(graph),
+            self.types,
+        )
+        self.changed = False
+
+    # -- one walk --
+
+    def walk(self, index: Index, fuel: int) -> int | Fault:
+        """Visit every node once; gives the number of changes."""
+        order: list[NodeId] = []
+        spent = 0
+        for name in self.order:
+            if name not in self.nodes:
+                continue
+            self.resolve(name)
+            done = self.visit(name, index, order)
+            if isinstance(done, Fault):
+                return done
+            if isinstance(done, Rule):
+                spent += 1
+                if spent > fuel:
+                    return _out_of_fuel(done, name, fuel)
+            if name in self.nodes:
+                order.append(name)
+        self.order = [name for name in order if name in self.nodes]
+        return spent
+
+    def resolve(self, name: NodeId) -> None:
+        """Let the node read what stands for its operands now."""
+        if not self.stands_for:
+            return
+        node = self.nodes[name]
+        # By whom a node is rerouted is known only where no rule makes the node itself.
+        for ref in node.inputs():
+            if ref in self.stands_for:
+                self.by_node.setdefault(name, self.by_node[ref])
+        self.nodes[name] = node.map_refs(self.resolved)
+
+    def resolved(self, ref: Ref) -> Arg:
+        if not isinstance(ref, NodeRef) or ref.id not in self.stands_for:
+            return ref
+        return map_refs(self.stands_for[ref.id], self.resolved)
+
+    def visit(self, name: NodeId, index: Index, order: list[NodeId]) -> Rule | Fault | None:
+        for rule in index.of(self.nodes[name].op):
+            found = match(self.view, rule.find, name)
+            if isinstance(found, Miss):
+                continue
+            made = rule.make(found)
+            if isinstance(made, Fault):
+                return made.located(name, found.root.origin.module, found.root.origin.source)
+            if isinstance(made, Change) and self.fits(found, made):
+                self.put(rule, found, made, order)
+                return rule
+        return None
+
+    def fits(self, found: Match, made: Change) -> bool:
+        """An update needs a node, and a change has to change something."""
+        if found.root.id in self.fixed and not isinstance(made.value, NodeRef):
+            return False
+        same_value = made.value == NodeRef(found.root.id)
+        new = any(self.nodes.get(node.id) != node for node in made.nodes)
+        return (
+            new
+            or not same_value
+            or any(self.weights.get(path) != weight for path, weight in made.weights.items())
+        )
+
+    # -- one change --
+
+    def put(self, rule: Rule, found: Match, made: Change, order: list[NodeId]) -> None:
+        self.changed = True
+        for path, weight in made.weights.items():
+            self.weights[path] = weight
+            self.readers.setdefault(path, 0)
+            self.by_weight[path] = rule.name
+        for node in made.nodes:
+            self.put_node(rule, node, order)
+        self.reroute(rule, found.root.id, made.value)
+        kept = {node.id for node in made.nodes}
+        for node in found.nodes:
+            if node.id not in kept and node.id in self.nodes and node.op != INPUT:
+                self.drop_if_unused(rule.name, node.id)
+        for path in made.drops:
+            if path in self.weights and not self.readers.get(path) and path not in self.view.held:
+                del self.weights[path]
+                self.by_weight[path] = rule.name
+
+    def put_node(self, rule: Rule, node: Node, order: list[NodeId]) -> None:
+        old = self.nodes.get(node.id)
+        if old is None:
+            order.append(node.id)
+            self.uses[node.id] = 0
+        self.nodes[node.id] = node
+        self.by_node[node.id] = rule.name
+        self.hold(node.args, 1)
+        if old is not None:
+            self.hold(old.args, -1)
+            self.drop_weights(rule.name, old)
+
+    def reroute(self, rule: Rule, root: NodeId, value: Arg) -> None:
+        if value == NodeRef(root):
+            return
+        self.stands_for[root] = value
+        self.by_node[root] = rule.name
+        self.by_rest = rule.name
+        count, self.uses[root] = self.uses[root], 0
+        self.hold((value,), count)
+        if isinstance(value, NodeRef) and root in self.types:
+            self.types.setdefault(value.id, self.types[root])
+
+    def hold(self, args: tuple[Arg, ...], count: int) -> None:
+        for _, ref in refs_in(args):
+            match ref:
+                case NodeRef(id=name):
+                    self.uses[name] = self.uses.get(name, 0) + count
+                case WeightRef(path=path):
+                    first = self.view.first(path)
+                    self.readers[first] = self.readers.get(first, 0) + count
+
+    def drop_if_unused(self, rule: RuleName, name: NodeId) -> None:
+        if self.uses.get(name, 0):
+            return
+        node = self.nodes.pop(name)
+        self.by_node[name] = rule
+        self.hold(node.args, -1)
+        self.drop_weights(rule, node)
+        self.changed = True
+
+    def drop_weights(self, rule: RuleName, node: Node) -> None:
+        for path in node.weights():
+            first = self.view.first(path)
+            if first in self.weights and not self.readers[first] and first not in self.view.held:
+                del self.weights[first]
+                self.by_weight[first] = rule
+
+    # -- the end --
+
+    def sweep(self, rule: RuleName) -> None:
+        """Nodes nobody uses go, the last ones first."""
+        for name in reversed(self.order):
+            if self.nodes[name].op != INPUT:
+                self.drop_if_unused(rule, name)
+        self.order = [name for name in self.order if name in self.nodes]
+
+    def freeze(self) -> Graph:
+        graph = self.graph
+        if not self.changed:
+            return graph
+        return replace(
+            graph,
+            nodes=_changed(graph.nodes, self.nodes),
+            order=row(self.order),
+            weights=_changed(graph.weights, self.weights),
+            signature=self.signature(),
+            updates=self.updates(),
+        )
+
+    def signature(self) -> Signature:
+        signature = self.graph.signature
+        output = _map_tree(signature.output, self)
+        return signature if output is signature.output else replace(signature, output=output)
+
+    def updates(self) -> Table[Path, NodeRef]:
+        table = self.graph.updates
+        for path, ref in table.items():
+            value = self.resolved(ref)
+            if isinstance(value, NodeRef):
+                table = table.put(path, value)
+        return table
+
+    def maker(self, item: Item) -> RuleName:
+        match item:
+            case Node(id=name):
+                return self.by_node.get(name, self.by_rest)
+            case WeightAt(path=path):
+                return self.by_weight.get(path, self.by_rest)
+            case _:
+                return self.by_rest
+
+
+def _changed(table: Table[_K, _V], now: Mapping[_K, _V]) -> Table[_K, _V]:
+    """The table with what is there now, sharing what did not change."""
+    puts = {key: value for key, value in now.items() if table.get(key) is not value}
+    return table.edit(puts, [key for key in table if key not in now])
+
+
+def _map_tree(tree: Tree, work: _Work) -> Tree:
+    """The tree with every reference resolved; the same object if none changed."""
+    if tree.kind == "leaf":
+        leaf = map_refs(tree.leaf, work.resolved)
+        return tree if leaf is tree.leaf else replace(tree, leaf=leaf)
+    items = tuple(_map_tree(item, work) for item in tree.items)
+    kept = all(new is old for new, old in zip(items, tree.items, strict=True))
+    return tree if kept else replace(tree, items=items)
+
+
+def _out_of_fuel(rule: Rule, name: NodeId, fuel: int) -> Fault:
+    return Fault(
+        FaultKind.OUT_OF_FUEL,
+        f"the rewrite did not come to rest: rule {rule.name} still applies after {fuel} changes",
+        "a rule undoes what another does, or makes what it looks for; give more fuel if neither",
+        at=name,
+    )
