@@ -1,0 +1,183 @@
+"""Real architectures from capture to a running int8 module.
+
+The zoo goes both ways, through torch.export and through torch.fx; the architectures of transformers
+go through export. Everything expensive is made once per model and shared by the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import fqx
+from fqx.audit.macs import count_macs
+from fqx.audit.measure import sqnr
+from fqx.ir.trail import Trail
+from fqx.policy.target import Target
+from fqx.testing.architectures import ARCHITECTURES, Architecture
+from fqx.testing.zoo import ZOO, Specimen
+
+How = Literal["export", "symbolic"]
+WAYS: tuple[How, ...] = ("export", "symbolic")
+NETS = {item.name: item for item in ZOO}
+HF = {item.name: item for item in ARCHITECTURES}
+CONVOLUTIONAL = [name for name, item in NETS.items() if item.convolutional]
+TARGETS = ("onednn", "native", "reference")
+
+LEAST_SQNR = 15.0
+"""dB. Random weights on noise are harder than trained ones on images: measured 17 to 40 dB."""
+
+
+@pytest.fixture(autouse=True)
+def _plain_arithmetic() -> Iterator[None]:
+    """One thread, and attention as the operators it is made of: what bit-equality needs."""
+    threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+    torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def targets() -> dict[str, Target]:
+    """One target of each kind, as this machine can run it."""
+    wanted = {"onednn": fqx.onednn(), "native": fqx.native("x86").unwrap()}
+    return {name: fqx.probe(item).unwrap() for name, item in wanted.items()} | {
+        "reference": fqx.reference()
+    }
+
+
+@functools.cache
+def net(name: str) -> nn.Module:
+    """A model of the zoo."""
+    return NETS[name].model()
+
+
+@functools.cache
+def captured(name: str, how: How) -> Trail:
+    """Its float graph."""
+    return fqx.capture(net(name), (NETS[name].images(2),), how=how).unwrap()
+
+
+@functools.cache
+def calibrated(name: str, how: How) -> Trail:
+    """Its calibrated graph, observed for all three targets."""
+    batches = [NETS[name].images(8, seed) for seed in (20, 21, 22)]
+    road = (
+        fqx.clean()
+        | fqx.fuse()
+        | fqx.observe(fqx.int8_static(), *targets().values())
+        | fqx.calibrate(batches, progress=False)
+    )
+    return road.run(captured(name, how)).unwrap()
+
+
+@functools.cache
+def lowered(name: str, how: How, target: str) -> Trail:
+    """Its lowered graph for one target."""
+    item = targets()[target]
+    road = fqx.convert(item) | fqx.fold() | fqx.lower(item)
+    return road.run(calibrated(name, how)).unwrap()
+
+
+@functools.cache
+def int8_module(name: str, how: How, target: str) -> nn.Module:
+    """Its int8 module for one target."""
+    return fqx.materialize(lowered(name, how, target).graph).unwrap()
+
+
+def tensors(tree: object) -> list[Tensor]:
+    """The tensors of an output, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def assert_same(found: object, wanted: object) -> None:
+    """The same bits in the same memory layout."""
+    ours, theirs = tensors(found), tensors(wanted)
+    assert len(ours) == len(theirs)
+    for one, two in zip(ours, theirs, strict=True):
+        assert torch.equal(one, two)
+        assert one.stride() == two.stride()
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("specimen", ZOO, ids=lambda item: item.name)
+def test_the_float_module_equals_the_model(specimen: Specimen, how: How) -> None:
+    module = fqx.materialize(captured(specimen.name, how).graph).unwrap()
+    for batch in (1, 2, 5):
+        images = specimen.images(batch, 40 + batch)
+        assert_same(module(images), net(specimen.name)(images))
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=lambda item: item.name)
+def test_both_captures_give_one_program(specimen: Specimen) -> None:
+    one, two = (captured(specimen.name, how).graph for how in WAYS)
+    assert [(node.id, node.op) for node in one] == [(node.id, node.op) for node in two]
+    assert [node.origin.scope for node in one] == [node.origin.scope for node in two]
+    images = specimen.images(4, 50)
+    results = [int8_module(specimen.name, how, "onednn")(images) for how in WAYS]
+    assert_same(results[0], results[1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("specimen", ZOO, ids=lambda item: item.name)
+def test_int8_stays_close_to_float(specimen: Specimen, target: str) -> None:
+    module = int8_module(specimen.name, "export", target)
+    images = specimen.images(8, 60)
+    assert sqnr(net(specimen.name)(images), module(images)) >= LEAST_SQNR
+    alone = module(images[:1])
+    assert alone.shape[0] == 1
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_cnn_multiplies_in_int8(name: str) -> None:
+    macs = count_macs(int8_module(name, "export", "onednn"), (NETS[name].images(2, 70),))
+    assert macs.share >= 0.95, macs
+
+
+@functools.cache
+def architecture(name: str) -> nn.Module:
+    """A model of transformers."""
+    return HF[name].model()
+
+
+@functools.cache
+def quantized(name: str) -> Trail:
+    """Its trail down to onednn, by the recipe a user gets who names none."""
+    item = HF[name]
+    done = fqx.quantize(
+        architecture(name),
+        (item.inputs(2),),
+        calibration=[item.inputs(8, seed) for seed in (20, 21, 22)],
+        progress=False,
+    )
+    return done.unwrap().trail
+
+
+@pytest.mark.parametrize("item", ARCHITECTURES, ids=lambda item: item.name)
+def test_the_float_graph_of_an_architecture_equals_it(item: Architecture) -> None:
+    module = fqx.materialize(quantized(item.name).base).unwrap()
+    for batch in (1, 2, 5):
+        given = item.inputs(batch, 40 + batch)
+        assert_same(module(given), architecture(item.name)(given))
+
+
+@pytest.mark.parametrize("item", ARCHITECTURES, ids=lambda item: item.name)
+def test_an_architecture_runs_in_int8(item: Architecture) -> None:
+    module = fqx.materialize(quantized(item.name).graph).unwrap()
+    given = item.inputs(4, 60)
+    wanted, found = architecture(item.name)(given), module(given)
+    assert type(found) is type(wanted)
+    assert sqnr(wanted, found) >= LEAST_SQNR
+    macs = count_macs(module, (given,))
+    if item.multiplies == "conv":
+        assert macs.share >= 0.95, macs
+    else:
+        assert macs.int8 > 0, macs
