@@ -1,0 +1,35 @@
+"""`fuse`: batch norms folded into the weights before them, and spellings made the op they mean.
+
+These rewrites change last bits, so each is an edit of the trail. Which ops run as one kernel is not
+decided here: that is a unit, chosen by the plan from the target's table.
+"""
+
+from __future__ import annotations
+
+from fqx.ir.fault import Fault
+from fqx.ir.graph import Graph
+from fqx.ir.names import Stage
+from fqx.kit.result import Result
+from fqx.match.rewrite import rewrite
+from fqx.match.rule import Rules
+from fqx.ops.types import types
+from fqx.passes.fuse_norms import FOLDINGS
+from fqx.passes.fuse_spellings import SPELLINGS
+from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite, conclude
+
+RULES: Rules = FOLDINGS + SPELLINGS
+
+
+def fuse() -> Pass:
+    """Gives a FUSED graph: foldings as new weights, canonical ops for hand-written ones.
+
+    A norm is folded where nobody else reads the value before it; a weight that others read, or that
+    has a second path, keeps its values and the fold gets a path of its own. Faults: MISSING_PAYLOAD
+    where the weights of a fold are not loaded.
+    """
+    return Pass("fuse", NO_OPTIONS, frozenset({Stage.FLOAT, Stage.FUSED}), Stage.FUSED, _fuse)
+
+
+def _fuse(graph: Graph) -> Result[Rewrite, Fault]:
+    made = rewrite(graph, RULES, types=types(graph))
+    return made.bind(lambda done: conclude(graph, done.diff.edits, "fuse", Stage.FUSED))
