@@ -22,7 +22,7 @@ from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node, Origin
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success
-from fqx.ops import rules
+from fqx.ops import rules, shapes
 from fqx.ops.schema import Attr, Call, Op, Operand, Required, Rule, Trait, read_op
 
 __all__ = [
@@ -177,12 +177,12 @@ _ROWS: Final = (
     _op("where(condition, x, y)", rules.where, ELEMENTWISE),
 
     # Joining and taking apart.
-    _op("cat(xs*; dim=0)", rules.cat, SHAPE_ONLY, SAME_QPARAMS),
-    _op("stack(xs*; dim=0)", rules.stack, SHAPE_ONLY, SAME_QPARAMS),
-    _op("chunk(x; chunks, dim=0)", rules.chunk, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("split(x; size, dim=0)", rules.split, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("unbind(x; dim=0)", rules.unbind, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("getitem(x; index)", rules.getitem, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("cat(xs*; dim=0)", shapes.cat, SHAPE_ONLY, SAME_QPARAMS),
+    _op("stack(xs*; dim=0)", shapes.stack, SHAPE_ONLY, SAME_QPARAMS),
+    _op("chunk(x; chunks, dim=0)", shapes.chunk, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("split(x; size, dim=0)", shapes.split, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("unbind(x; dim=0)", shapes.unbind, CONTAINER, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("getitem(x; index)", shapes.getitem, SHAPE_ONLY, SAME_QPARAMS, VIEW),
 
     # Pools.
     _op("max_pool1d(x; kernel_size, stride, padding=(0,), dilation=(1,), ceil_mode=False)",
@@ -218,21 +218,22 @@ _ROWS: Final = (
     _op("cumsum(x; dim, dtype=None)", rules.cumulative),
 
     # Shapes.
-    _op("reshape(x, shape)", rules.reshape, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
-    _op("flatten(x; start_dim=0, end_dim=-1)", rules.flatten, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
-    _op("unflatten(x, sizes; dim)", rules.unflatten, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
-    _op("permute(x; dims)", rules.permute, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("squeeze(x; dims)", rules.squeeze, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("unsqueeze(x; dim)", rules.unsqueeze, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("expand(x, shape)", rules.expand, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("repeat(x, repeats)", rules.repeat, SHAPE_ONLY, SAME_QPARAMS),
+    _op("reshape(x, shape)", shapes.reshape, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
+    _op("flatten(x; start_dim=0, end_dim=-1)",
+        shapes.flatten, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
+    _op("unflatten(x, sizes; dim)", shapes.unflatten, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
+    _op("permute(x; dims)", shapes.permute, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("squeeze(x; dims)", shapes.squeeze, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("unsqueeze(x; dim)", shapes.unsqueeze, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("expand(x, shape)", shapes.expand, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("repeat(x, repeats)", shapes.repeat, SHAPE_ONLY, SAME_QPARAMS),
     _op("contiguous(x; memory_format='contiguous')",
         rules.same_type, SHAPE_ONLY, SAME_QPARAMS, MAYBE_VIEW),
-    _op("pad(x, pad; mode='constant', value=0.0)", rules.pad, SHAPE_ONLY, SAME_QPARAMS),
+    _op("pad(x, pad; mode='constant', value=0.0)", shapes.pad, SHAPE_ONLY, SAME_QPARAMS),
     _op("roll(x; shifts, dims=())", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
     _op("flip(x; dims)", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
-    _op("pixel_shuffle(x; factor)", rules.pixel_shuffle, SHAPE_ONLY, SAME_QPARAMS),
-    _op("pixel_unshuffle(x; factor)", rules.pixel_unshuffle, SHAPE_ONLY, SAME_QPARAMS),
+    _op("pixel_shuffle(x; factor)", shapes.pixel_shuffle, SHAPE_ONLY, SAME_QPARAMS),
+    _op("pixel_unshuffle(x; factor)", shapes.pixel_unshuffle, SHAPE_ONLY, SAME_QPARAMS),
     _op("channel_shuffle(x; groups)", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
     _op("tril(x; diagonal=0)", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
     _op("triu(x; diagonal=0)", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
@@ -240,11 +241,12 @@ _ROWS: Final = (
         " antialias=False)", rules.interpolate, CONVEX, SAME_QPARAMS),
 
     # Indexing. A `stop` of None means to the end.
-    _op("slice(x, start?, stop?; dim=0, step=1)", rules.slice_axis, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("select(x, index; dim)", rules.select, SHAPE_ONLY, SAME_QPARAMS, VIEW),
-    _op("index(x, indices*)", rules.index, SHAPE_ONLY, SAME_QPARAMS),
-    _op("gather(x, index; dim)", rules.gather, SHAPE_ONLY, SAME_QPARAMS),
-    _op("index_select(x, index; dim)", rules.index_select, SHAPE_ONLY, SAME_QPARAMS),
+    _op("slice(x, start?, stop?; dim=0, step=1)",
+        shapes.slice_axis, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("select(x, index; dim)", shapes.select, SHAPE_ONLY, SAME_QPARAMS, VIEW),
+    _op("index(x, indices*)", shapes.index, SHAPE_ONLY, SAME_QPARAMS),
+    _op("gather(x, index; dim)", shapes.gather, SHAPE_ONLY, SAME_QPARAMS),
+    _op("index_select(x, index; dim)", shapes.index_select, SHAPE_ONLY, SAME_QPARAMS),
     _op("slice_scatter(x, source, start?, stop?; dim=0, step=1)",
         rules.same_type, SHAPE_ONLY, SAME_QPARAMS),
     _op("select_scatter(x, source, index; dim)", rules.same_type, SHAPE_ONLY, SAME_QPARAMS),

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from fqx.ir.arg import Arg
+from fqx.ir.arg import Arg, NodeRef, WeightRef
 from fqx.ir.names import OpName
 from fqx.ir.node import Node
-from fqx.ir.signature import Type
+from fqx.ir.signature import Dim, IntType, TensorType, Type
 
 
 class Trait(Enum):
@@ -114,7 +114,44 @@ class Call:
 
     node: Node
     op: Op
-    lookup: Callable[[Arg], Type]
+    lookup: Callable[[NodeRef | WeightRef], Type]
+
+    def arg(self, name: str) -> Arg:
+        """An operand; None where it is absent."""
+        at = self.op.position(name)
+        return None if at is None else self.node.args[at]
+
+    def attr(self, name: str) -> Arg:
+        """An attribute; None where the op has none of that name."""
+        return self.node.attrs.get(name)
+
+    def type_of(self, arg: Arg) -> Type | None:
+        """The type of a reference; None for a literal."""
+        return self.lookup(arg) if isinstance(arg, NodeRef | WeightRef) else None
+
+    def tensor(self, name: str) -> TensorType | None:
+        """The type of an operand, if it is known to be a tensor."""
+        found = self.type_of(self.arg(name))
+        return found if isinstance(found, TensorType) else None
+
+    def tensors(self, name: str) -> tuple[TensorType, ...] | None:
+        """The types of a `xs*` operand, if all are known to be tensors."""
+        arg = self.arg(name)
+        found = tuple(self.type_of(item) for item in (arg if isinstance(arg, tuple) else ()))
+        kept = tuple(item for item in found if isinstance(item, TensorType))
+        return kept if kept and len(kept) == len(found) else None
+
+    def dim(self, arg: Arg) -> Dim:
+        """An int or a reference to one as a dimension; None where it is unknown."""
+        if isinstance(arg, int):
+            return arg
+        found = self.type_of(arg)
+        return found.value if isinstance(found, IntType) else None
+
+    def shape(self, name: str) -> tuple[Dim, ...] | None:
+        """A `shape` operand as dimensions."""
+        arg = self.arg(name)
+        return tuple(self.dim(item) for item in arg) if isinstance(arg, tuple) else None
 
 
 def read_op(

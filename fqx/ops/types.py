@@ -1,0 +1,64 @@
+"""The type of every value of a graph, from one pure rule per op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from fqx.ir.arg import NodeRef, WeightRef
+from fqx.ir.graph import Graph
+from fqx.ir.names import NodeId
+from fqx.ir.node import Node
+from fqx.ir.signature import TensorType, Type
+from fqx.kit.result import Result, attempt
+from fqx.ops.catalogue import OPS
+from fqx.ops.rules import UNKNOWN, declared_type
+from fqx.ops.schema import Call
+
+Lookup: TypeAlias = Callable[[NodeRef | WeightRef], Type]
+"""The type of what a reference names."""
+
+_MISFITS: Final = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What a rule trips over when operands do not fit the op."""
+
+
+def infer(node: Node, lookup: Lookup) -> Type:
+    """The type of the node's value; unknown where the operands do not fit the op.
+
+    Foreign calls and leaves declare theirs in the attribute `type`; a kernel that does not, and an
+    input, are unknown here.
+    """
+    return inferred(node, lookup).value_or(UNKNOWN)
+
+
+def inferred(node: Node, lookup: Lookup) -> Result[Type, str]:
+    """As `infer`, but operands that do not fit the op are a failure that says how."""
+    row = OPS.get(node.op)
+    if row is None:
+        return attempt(lambda: declared_type(node.attrs.get("type")), str)
+    return attempt(lambda: row.infer(Call(node, row, lookup)), str, _MISFITS)
+
+
+def types(graph: Graph) -> dict[NodeId, Type]:
+    """The type of every node, in program order; linear in the nodes."""
+    lookup, known = type_lookup(graph)
+    for node in graph:
+        if node.id not in known:
+            known[node.id] = infer(node, lookup)
+    return {name: known[name] for name in graph.order}
+
+
+def type_lookup(graph: Graph) -> tuple[Lookup, dict[NodeId, Type]]:
+    """A lookup of weights, inputs and whatever is put into the table that comes with it."""
+    known: dict[NodeId, Type] = {
+        item.node: item.type for item in graph.signature.inputs if item.node is not None
+    }
+    weights = {path: TensorType(w.dtype, w.shape) for path, w in graph.weights.items()}
+    weights.update({path: weights[first] for path, first in graph.ties.items() if first in weights})
+
+    def lookup(ref: NodeRef | WeightRef) -> Type:
+        if isinstance(ref, NodeRef):
+            return known.get(ref.id, UNKNOWN)
+        return weights.get(ref.path, UNKNOWN)
+
+    return lookup, known
