@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 import fqx
 from fqx.audit.macs import count_macs
 from fqx.audit.measure import latency, sqnr
+from fqx.edge.modules import Module
 from fqx.testing import zoo
 
 
@@ -40,7 +41,7 @@ HEAD = (
 
 def rows(side: int = 224, threads: int = 1) -> Iterator[Row]:
     """The networks of the zoo at their usual size on side × side noise, batch 1, on `onednn`."""
-    makers = {
+    makers: Mapping[str, Callable[[], Module]] = {
         "resnet18": zoo.resnet18,
         "resnet50": zoo.resnet50,
         "mobilenet_v2": zoo.mobilenet_v2,
