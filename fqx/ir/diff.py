@@ -33,6 +33,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.names import BlockName, Digest, NodeId, Path
 from fqx.ir.node import Node
 from fqx.ir.signature import Signature
+from fqx.ir.text import show_edits
 from fqx.ir.weight import Leaf, Weight
 from fqx.kit.frozen import Row, Table, row
 from fqx.kit.result import Failure, Result, Success
@@ -78,6 +79,10 @@ class Diff:
 
     def __repr__(self) -> str:
         return f"Diff {self.before[:12]} -> {self.after[:12]}: {len(self)} edits"
+
+    def __str__(self) -> str:
+        head = f"# {len(self)} edits, {self.before[:12]} -> {self.after[:12]}"
+        return "\n".join((head, show_edits(self.edits))) if self.edits else head
 
 
 @dataclass(frozen=True, slots=True)

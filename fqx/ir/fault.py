@@ -6,7 +6,7 @@ module path and the user's source line, the reason, and the next step to take.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fqx.ir.names import NodeId, Path
@@ -71,7 +71,11 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One failure, with its place and its remedy."""
+    """One failure, with its place and its remedy.
+
+    `kept` is what was done before it and can be taken up again (the statistics of an interrupted
+    calibration); it takes no part in equality.
+    """
 
     kind: FaultKind
     reason: str
@@ -80,6 +84,7 @@ class Fault:
     module: Path | None = None
     source: str | None = None
     detail: str = ""
+    kept: object = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
