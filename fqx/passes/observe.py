@@ -1,0 +1,195 @@
+"""`observe`: plan, then put an observer wherever one of the targets needs a statistic.
+
+    x -> conv            x -> conv
+                         x -> observe
+
+Observers are taps: nobody reads their value. What the recipe asks of the nodes that will read the
+value on integers stands in the observer's `intent`, so that `convert` needs the graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from fqx.ir.arg import Arg, NodeRef
+from fqx.ir.compare import edits_between
+from fqx.ir.diff import Item, rewritten
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.graph import Graph, fresh_id
+from fqx.ir.names import NodeId, RuleName, Stage
+from fqx.ir.node import Node, Origin
+from fqx.kit.frozen import FrozenMap, Table, row
+from fqx.kit.result import Failure, Result, Success, gather
+from fqx.num.scheme import spec_to_arg
+from fqx.ops.catalogue import make_node
+from fqx.passes.pipeline import Pass, Rewrite
+from fqx.policy.arrange import Tap
+from fqx.policy.plan import Plan, Planned, plan_resolved
+from fqx.policy.recipe import Recipe, Scheme, resolve, scheme_from_arg, scheme_to_arg
+from fqx.policy.target import Target
+
+NAME = RuleName("observe")
+_NEEDS = frozenset({Stage.FLOAT, Stage.FUSED})
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the recipe asks of some nodes: the scheme, and the nodes it is asked of."""
+
+    scheme: Scheme
+    nodes: tuple[NodeId, ...]
+
+
+def observe(recipe: Recipe, *targets: Target) -> Pass:
+    """Puts the observers that any of the targets needs; nothing is computed differently.
+
+    Takes float and fused graphs and gives OBSERVED ones; its evidence is the first target's plan.
+    Faults: BAD_RECIPE, UNMATCHED_RULE and SHADOWED_RULE for the recipe, UNSUPPORTED_TARGET if no
+    target is given.
+    """
+    options: FrozenMap[Arg] = FrozenMap(
+        {"recipe": str(recipe), "targets": tuple(target.label for target in targets)}
+    )
+    return Pass("observe", options, _NEEDS, Stage.OBSERVED, lambda g: _observe(g, recipe, targets))
+
+
+def observe_plan(plan: Plan) -> Pass:
+    """Puts the observers of a plan, edited or not; see `observe`.
+
+    Fails with CONFLICTING_PLAN if the plan is that of another graph.
+    """
+    options: FrozenMap[Arg] = FrozenMap({"plan": plan.target.label, "nodes": len(plan.schemes)})
+    return Pass("observe_plan", options, _NEEDS, Stage.OBSERVED, lambda g: _observe_plan(g, plan))
+
+
+def intents_of(node: Node) -> Result[tuple[Intent, ...], Fault]:
+    """The intents an observer carries; BAD_RECIPE if they cannot be read."""
+    held = node.attrs.get("intent")
+    pairs = held if isinstance(held, tuple) else ()
+    return gather(_read_intent(pair) for pair in pairs)
+
+
+def intents_to_arg(intents: Iterable[Intent]) -> Arg:
+    """Intents as plain data for an observer's attrs."""
+    return tuple(
+        (scheme_to_arg(intent.scheme), tuple(str(name) for name in intent.nodes))
+        for intent in intents
+    )
+
+
+def _read_intent(pair: Arg) -> Result[Intent, Fault]:
+    match pair:
+        case (FrozenMap() as scheme, tuple() as names):
+            ids = tuple(NodeId(str(name)) for name in names)
+            return scheme_from_arg(scheme).map(lambda found: Intent(found, ids))
+        case _:
+            return Failure(Fault(FaultKind.BAD_RECIPE, f"not an intent: {pair!r}"))
+
+
+def _observe(graph: Graph, recipe: Recipe, targets: tuple[Target, ...]) -> Result[Rewrite, Fault]:
+    if not targets:
+        return Failure(
+            Fault(FaultKind.UNSUPPORTED_TARGET, "no target was given", "name at least one target")
+        )
+    return resolve(recipe, graph).bind(
+        lambda found: _put(graph, [plan_resolved(graph, found, target) for target in targets])
+    )
+
+
+def _put(graph: Graph, planned: list[Planned]) -> Result[Rewrite, Fault]:
+    taps = tuple(dict.fromkeys(tap for one in planned for tap in one.plan.taps))
+    asked = _asked(planned)
+    return _tapped(graph, taps, asked, planned[0].plan)
+
+
+def _observe_plan(graph: Graph, plan: Plan) -> Result[Rewrite, Fault]:
+    strangers = [name for name in plan.order if name not in graph]
+    if strangers:
+        return Failure(
+            Fault(
+                FaultKind.CONFLICTING_PLAN,
+                f"the plan speaks of {strangers[0]}, which the graph does not have",
+                "make the plan of this graph",
+            )
+        )
+    at = plan.taps[0].value if plan.taps else None
+    homes = {
+        name: _home(graph, name, {tap.value for tap in plan.taps}) or at for name in plan.order
+    }
+    asked: dict[NodeId, dict[NodeId, Scheme]] = {}
+    for name in plan.order:
+        scheme, home = plan.schemes.get(name), homes[name]
+        if scheme is not None and home is not None:
+            asked.setdefault(home, {})[name] = scheme
+    return _tapped(graph, plan.taps, asked, plan)
+
+
+def _home(graph: Graph, name: NodeId, tapped: set[NodeId]) -> NodeId | None:
+    return next((value for value in graph[name].inputs() if value in tapped), None)
+
+
+def _asked(planned: list[Planned]) -> dict[NodeId, dict[NodeId, Scheme]]:
+    """For each observed value, the nodes whose intents its observer carries.
+
+    A node's intent stands at a source of the params of its unit's first operand.
+    """
+    asked: dict[NodeId, dict[NodeId, Scheme]] = {}
+    placed: set[NodeId] = set()
+    for one in planned:
+        for seat in one.arrangement.seats.values():
+            edge = seat.edges[0]
+            home = one.arrangement.wanted[edge.user, edge.at].sources[0]
+            for name in seat.unit.nodes:
+                scheme = one.plan.schemes.get(name)
+                if scheme is not None and name not in placed:
+                    placed.add(name)
+                    asked.setdefault(home, {})[name] = scheme
+    return asked
+
+
+def _tapped(
+    graph: Graph,
+    taps: tuple[Tap, ...],
+    asked: Mapping[NodeId, Mapping[NodeId, Scheme]],
+    plan: Plan,
+) -> Result[Rewrite, Fault]:
+    at: dict[NodeId, list[Tap]] = {}
+    for tap in taps:
+        at.setdefault(tap.value, []).append(tap)
+    nodes = dict(graph.nodes.items())
+    order: list[NodeId] = []
+    for name in graph.order:
+        order.append(name)
+        for index, tap in enumerate(at.get(name, ())):
+            intents = _grouped(asked.get(name, {})) if index == 0 else ()
+            made = _tap(nodes, graph[name], tap, intents)
+            nodes[made.id] = made
+            order.append(made.id)
+    made_graph = replace(graph, nodes=Table(nodes), order=row(order), stage=Stage.OBSERVED)
+    edits = edits_between(graph, made_graph, _by)
+    return rewritten(graph, edits).bind(lambda made: Success(Rewrite(made.graph, made.diff, plan)))
+
+
+def _by(_: Item) -> RuleName:
+    return NAME
+
+
+def _grouped(asked: Mapping[NodeId, Scheme]) -> tuple[Intent, ...]:
+    by_scheme: dict[Scheme, list[NodeId]] = {}
+    for name, scheme in asked.items():
+        by_scheme.setdefault(scheme, []).append(name)
+    return tuple(Intent(scheme, tuple(names)) for scheme, names in by_scheme.items())
+
+
+def _tap(nodes: Mapping[NodeId, Node], value: Node, tap: Tap, intents: tuple[Intent, ...]) -> Node:
+    origin = Origin(value.origin.scope, value.origin.call, value.origin.source, (value.id,))
+    return make_node(
+        "observe",
+        fresh_id(nodes, value.id, "observe"),
+        origin,
+        x=NodeRef(value.id),
+        states=(),
+        observer=spec_to_arg(tap.observer),
+        intent=intents_to_arg(intents) if intents else None,
+    )

@@ -1,0 +1,283 @@
+"""What the user asks for: ordered rules from selectors to schemes; later rules win.
+
+recipe = int8_static() | leave_float(path("classifier")) | use(op("conv2d"), scheme)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from fqx.ir.arg import Arg
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.graph import Graph
+from fqx.ir.names import NodeId
+from fqx.kit.frozen import FrozenMap
+from fqx.kit.result import Failure, Result, Success, fold
+from fqx.num.scheme import (
+    QSpec,
+    check_qspec,
+    histogram,
+    int8_channel,
+    qspec_from_arg,
+    qspec_to_arg,
+    uint8_affine,
+)
+from fqx.policy.selectors import Selector, bad_pattern, everything, near_misses, op, selects
+
+__all__ = [
+    "Choice",
+    "Recipe",
+    "Resolution",
+    "Rule",
+    "Scheme",
+    "Smoothing",
+    "float_",
+    "int8_static",
+    "leave_float",
+    "resolve",
+    "use",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """When an input is smoothed into the weights, and when it is left alone, in dB.
+
+    The predicted signal to noise ratio of the product is compared with `plain_above` (no need to
+    smooth) and the gain with `least_gain`; where the input itself, under one scale, keeps less
+    than `float_below`, a few channels hold the range and the product stays float.
+    """
+
+    plain_above: float = 32.0
+    least_gain: float = 1.0
+    float_below: float = 20.5
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a node's operands become integers; `note` says what a pass did to make it possible."""
+
+    activation: QSpec
+    weight: QSpec
+    smoothing: Smoothing | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Nodes and the scheme they get; None leaves them float.
+
+    `by` is the preset the rule belongs to, empty for the user's own. A strict rule that matches
+    nothing, or that later rules take entirely, is a fault; others are reported.
+    """
+
+    select: Selector
+    scheme: Scheme | None
+    by: str = ""
+    strict: bool = False
+
+    def required(self) -> Rule:
+        """The same rule, strict."""
+        return replace(self, strict=True)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether not taking effect is a fault: asked for, or the user spelt a name."""
+        return self.strict or (not self.by and self.select.is_named)
+
+    def __str__(self) -> str:
+        what = "float" if self.scheme is None else _show(self.scheme)
+        return f"{self.select} -> {what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules in order; `|` puts rules or recipes behind, and the later rule wins."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def __or__(self, other: Recipe | Rule) -> Recipe:
+        more = (other,) if isinstance(other, Rule) else other.rules
+        return Recipe((*self.rules, *more))
+
+    def __str__(self) -> str:
+        return "; ".join(str(rule) for rule in self.rules) or "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the recipe says about one node, and by which rule."""
+
+    scheme: Scheme | None
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The choice for every node a rule takes, and remarks about rules without effect."""
+
+    choices: Mapping[NodeId, Choice]
+    remarks: tuple[str, ...]
+
+
+def int8_static() -> Recipe:
+    """Static int8: per-channel symmetric weights, per-tensor affine activations.
+
+    Activation ranges are searched in histograms for least squared error. Inputs of linears also
+    keep each channel's range, from which `smooth` and `convert` see what one scale would ruin.
+    """
+    plain = Scheme(uint8_affine(), int8_channel())
+    linear = Scheme(uint8_affine(histogram(axis=-1)), int8_channel(), Smoothing())
+    return Recipe(
+        (Rule(everything(), plain, "int8_static"), Rule(op("linear"), linear, "int8_static"))
+    )
+
+
+def float_() -> Recipe:
+    """Everything stays float."""
+    return Recipe((Rule(everything(), None, "float"),))
+
+
+def use(select: Selector, scheme: Scheme) -> Rule:
+    """Nodes the selector takes are quantized by this scheme."""
+    return Rule(select, scheme)
+
+
+def leave_float(select: Selector) -> Rule:
+    """Nodes the selector takes stay float."""
+    return Rule(select, None)
+
+
+def resolve(recipe: Recipe, graph: Graph) -> Result[Resolution, Fault]:
+    """The last rule that takes each node.
+
+    Faults: BAD_RECIPE for a scheme or a pattern that cannot be, UNMATCHED_RULE for a strict rule
+    that takes no node (with names that look like the ones it spells), SHADOWED_RULE for a strict
+    rule of which later rules take every node.
+    """
+    found = next((fault for rule in recipe.rules if (fault := _check(rule))), None)
+    if found is not None:
+        return Failure(found)
+    nodes = [node for node in graph if node.op not in ("input", "observe")]
+    winner: dict[NodeId, int] = {}
+    taken: list[list[NodeId]] = []
+    for index, rule in enumerate(recipe.rules):
+        matched = [node.id for node in nodes if selects(rule.select, node)]
+        taken.append(matched)
+        winner.update(dict.fromkeys(matched, index))
+    faults, remarks = _without_effect(recipe, graph, winner, taken)
+    if faults:
+        return Failure(faults[0])
+    made = [Choice(rule.scheme, str(rule)) for rule in recipe.rules]
+    return Success(
+        Resolution({name: made[index] for name, index in winner.items()}, tuple(remarks))
+    )
+
+
+def _without_effect(
+    recipe: Recipe, graph: Graph, winner: Mapping[NodeId, int], taken: Iterable[list[NodeId]]
+) -> tuple[list[Fault], list[str]]:
+    faults: list[Fault] = []
+    remarks: list[str] = []
+    kept = set(winner.values())
+    for index, (rule, names) in enumerate(zip(recipe.rules, taken, strict=True)):
+        if index in kept:
+            continue
+        fault = _shadowed(recipe, winner, index, names) if names else _unmatched(rule, graph)
+        if rule.is_strict:
+            faults.append(fault)
+        elif not rule.by:
+            remarks.append(fault.reason)
+    return faults, remarks
+
+
+def _unmatched(rule: Rule, graph: Graph) -> Fault:
+    close = near_misses(rule.select, graph)
+    remedy = (
+        f"did you mean {', '.join(map(repr, close))}?"
+        if close
+        else "print the graph to see its names; clean and fuse take nodes away before"
+    )
+    return Fault(FaultKind.UNMATCHED_RULE, f"the rule `{rule}` matches no node", remedy)
+
+
+def _shadowed(
+    recipe: Recipe, winner: Mapping[NodeId, int], index: int, names: list[NodeId]
+) -> Fault:
+    later = sorted({winner[name] for name in names})
+    by = " and ".join(f"`{recipe.rules[other]}`" for other in later)
+    return Fault(
+        FaultKind.SHADOWED_RULE,
+        f"the rule `{recipe.rules[index]}` has no effect: {by} takes all of its {len(names)} nodes",
+        "put the rule behind those, since later rules win, or drop it",
+    )
+
+
+def _check(rule: Rule) -> Fault | None:
+    why = bad_pattern(rule.select)
+    if why is not None:
+        return Fault(FaultKind.BAD_RECIPE, why, "correct the pattern")
+    if rule.scheme is None:
+        return None
+    activation, weight = rule.scheme.activation, rule.scheme.weight
+    if activation.when != "static" or activation.axis is not None:
+        return Fault(
+            FaultKind.BAD_RECIPE,
+            f"the rule `{rule}` asks for activations that are not static per tensor",
+            "use fqx.num.scheme.uint8_affine",
+        )
+    if weight.when != "weight":
+        return Fault(
+            FaultKind.BAD_RECIPE,
+            f"the rule `{rule}` gives weights a spec for activations",
+            "use fqx.num.scheme.int8_channel",
+        )
+    checked = check_qspec(activation).bind(lambda _: check_qspec(weight))
+    return fold(checked, lambda _: None, lambda fault: fault)
+
+
+def _show(scheme: Scheme) -> str:
+    return f"{_show_spec(scheme.activation)} x {_show_spec(scheme.weight)}"
+
+
+def _show_spec(spec: QSpec) -> str:
+    how = "symmetric" if spec.symmetric else "affine"
+    where = "" if spec.axis is None else f" along {spec.axis}"
+    seen = "" if spec.when == "weight" else f" by {spec.observer.kind} {spec.observer.search}"
+    return f"{spec.dtype.value} {spec.qmin}..{spec.qmax} {how}{where}{seen}"
+
+
+def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
+    """A scheme as plain data for a node's attrs."""
+    limits = scheme.smoothing
+    smoothing: Arg = (
+        None if limits is None else (limits.plain_above, limits.least_gain, limits.float_below)
+    )
+    return FrozenMap(
+        {
+            "activation": qspec_to_arg(scheme.activation),
+            "weight": qspec_to_arg(scheme.weight),
+            "smoothing": smoothing,
+            "note": scheme.note,
+        }
+    )
+
+
+def scheme_from_arg(arg: Arg) -> Result[Scheme, Fault]:
+    """Inverse of `scheme_to_arg`; BAD_RECIPE if the data is no scheme."""
+    fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
+    smoothing = _smoothing(fields.get("smoothing"))
+    return qspec_from_arg(fields.get("activation")).bind(
+        lambda activation: qspec_from_arg(fields.get("weight")).map(
+            lambda weight: Scheme(activation, weight, smoothing, str(fields.get("note", "")))
+        )
+    )
+
+
+def _smoothing(arg: Arg) -> Smoothing | None:
+    match arg:
+        case (float() as plain, float() as gain, float() as ruin):
+            return Smoothing(plain, gain, ruin)
+        case _:
+            return None
