@@ -83,7 +83,7 @@ STATE_NAMES = ("count", "low", "high", "counts", "exponent", "channel_low", "cha
 
 def state_names(spec: ObserverSpec) -> tuple[str, ...]:
     """The tensors a state of this spec has, in their order among a node's operands."""
-    return tuple(empty(spec).tensors())
+    return () if spec.kind == "fixed" else tuple(empty(spec).tensors())
 
 
 def state_of(tensors: Mapping[str, torch.Tensor]) -> State:
