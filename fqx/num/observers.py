@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -23,6 +24,7 @@ NO_EXPONENT = -(1 << 20)
 
 _CHUNK = 1 << 18
 _LANES = 4
+_MANY = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,21 +218,25 @@ def bin_counts(tensor: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
 def _fast_counts(flat: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
     """Counts of float32 values scaled up."""
     factor, size = math.ldexp(1.0, -exponent), flat.numel()
-    if size < _CHUNK or bins * _LANES > 1 << 15:
+    if size < _MANY or bins * _LANES > 1 << 15:
         dtype = torch.int16 if bins <= 1 << 15 else torch.int32
         index = flat.to(torch.float32).mul(factor).floor_().to(dtype).add_(bins // 2)
         return torch.bincount(index, minlength=bins)
-    # neighbours count into lanes of their own: one that equals the last need not wait for it
-    lanes = (torch.arange(_CHUNK) % _LANES * bins + bins // 2).to(torch.int16)
-    scaled = torch.empty(_CHUNK, dtype=torch.float32)
-    index = torch.empty(_CHUNK, dtype=torch.int16)
-    total = torch.zeros(bins * _LANES, dtype=torch.int64)
+    lanes, total = _lanes(bins), torch.zeros(bins * _LANES, dtype=torch.int64)
     for start in range(0, size, _CHUNK):
-        n = min(_CHUNK, size - start)
-        scaled[:n].copy_(flat[start : start + n]).mul_(factor).floor_()
-        index[:n].copy_(scaled[:n]).add_(lanes[:n])
-        total += torch.bincount(index[:n], minlength=bins * _LANES)
+        part = flat[start : start + _CHUNK].to(torch.float32)
+        index = part.mul(factor).floor_().to(torch.int16).add_(lanes[: part.numel()])
+        total += torch.bincount(index, minlength=bins * _LANES)
     return total.reshape(_LANES, bins).sum(0)
+
+
+@lru_cache(maxsize=8)
+def _lanes(bins: int) -> torch.Tensor:
+    """Offsets that send neighbouring values to histograms of their own.
+
+    Adding to one counter many times in a row, as zeros behind a relu do, waits for memory.
+    """
+    return (torch.arange(_CHUNK) % _LANES * bins + bins // 2).to(torch.int16)
 
 
 def _careful_counts(flat: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
