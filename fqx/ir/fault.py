@@ -56,6 +56,7 @@ class FaultKind(Enum):
     NO_KERNEL = "the target has no kernel for a unit"
     NO_IMPLEMENTATION = "an operator cannot be executed here"
     MISSING_LEAF = "a leaf module was not handed in"
+    STATE_DOES_NOT_FIT = "a state_dict does not fit the module"
     MISSING_PAYLOAD = "a weight's values are not loaded"
     # files
     UNREADABLE_FILE = "a file cannot be read or is truncated"

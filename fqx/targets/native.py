@@ -16,7 +16,7 @@ ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
 _WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
 _PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
 _CONV = ("stride", "padding", "dilation", "groups")
-_OUT = ("scale", "zero_point")
+_OUT = ("scale", "zero_point", "qmin", "qmax")
 
 
 def _weighted(anchor: str, absorbs: tuple[str, ...], *needs: Need) -> UnitKind:
@@ -67,11 +67,11 @@ _MORE: dict[str, tuple[UnitKind, ...]] = {
     "x86": _transposed((1, 2, 3)),
     "fbgemm": _transposed((1, 2, 3)),
     "qnnpack": _transposed((1, 2)),
-    "onednn": (*_ONLY_ONEDNN, *_transposed((1, 2, 3), Need.NO_OUTPUT_PADDING)),
+    "onednn": (*_ONLY_ONEDNN, *_transposed((1, 2, 3), Need.NO_OUTPUT_PADDING, Need.UNGROUPED)),
 }
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel(OpName("native.quantize"), ("x",), ("scale", "zero_point")),
+    Kernel(OpName("native.quantize"), ("x",), _OUT),
     Kernel(OpName("native.dequantize"), ("x",), ()),
     *(
         Kernel(

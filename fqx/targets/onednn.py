@@ -12,13 +12,14 @@ _WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
 _CONV_ACTIVATIONS = ("relu", "clamp", "hardswish", "silu")
 _LINEAR_ACTIVATIONS = (*_CONV_ACTIVATIONS, "gelu", "tanh", "leaky_relu")
 _ADD_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND})
-_PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
+_PAIR_NEEDS = frozenset({Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
 
-_SCALED = ("x_scale", "x_zero_point", "scale", "zero_point", "output")
+_OUT = ("scale", "zero_point", "qmin", "qmax", "output")
+_SCALED = ("x_scale", "x_zero_point", *_OUT)
 _POST = ("activation", "activation_args")
 _ADDED = ("other_scale", "other_zero_point")
 _CONV = ("stride", "padding", "dilation", "groups")
-_PAIR = ("x_scale", "x_zero_point", "y_scale", "y_zero_point", "scale", "zero_point")
+_PAIR = ("x_scale", "x_zero_point", "y_scale", "y_zero_point", *_OUT)
 
 
 def _weighted(anchor: str, activations: tuple[str, ...], kernel: str) -> tuple[UnitKind, ...]:
@@ -101,7 +102,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(
         OpName("onednn.linear_add"),
         ("x", "weight", "weight_scale", "bias", "other"),
-        (*_SCALED, *_ADDED, "relu"),
+        (*_SCALED, *_ADDED, "relu", "keeps_other"),
     ),
     Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("onednn.mul"), ("x", "y"), _PAIR),

@@ -30,7 +30,6 @@ MOVING: tuple[str, ...] = (
     "pixel_unshuffle",
     "channel_shuffle",
     "interpolate",
-    "max_pool3d",
     "amax",
     "amin",
     "cat",
@@ -38,7 +37,7 @@ MOVING: tuple[str, ...] = (
 )
 """torch runs these on plain integers as they are, and the result needs no zero point."""
 
-ZERO_AWARE: tuple[str, ...] = ("relu", "clamp", "pad", "max_pool1d", "max_pool2d")
+ZERO_AWARE: tuple[str, ...] = ("relu", "clamp", "pad", "max_pool1d", "max_pool2d", "max_pool3d")
 """These need the zero point, or a kernel of their own."""
 
 JOINING: tuple[str, ...] = ("cat", "stack")

@@ -1,0 +1,707 @@
+"""The Python side of every kernel a lowered graph may call.
+
+`bind(op, attrs)` looks everything up once and gives a function of the tensors alone; that is what
+a materialized module calls. Weights are packed at the first call and again whenever another tensor,
+or another content, stands at the weight's place; packs are never copied, saved or shared between
+modules. Values are plain integers (`onednn`, `plain`) or torch's quantized tensors (`native`).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fqx.ir.arg import Arg
+from fqx.ir.names import NodeId, OpName
+from fqx.ir.node import Node
+from fqx.kit.frozen import FrozenMap
+from fqx.passes.calls import CALLS, Named, as_torch
+from fqx.targets.shapes import MOVING, ZERO_AWARE
+
+Run: TypeAlias = Callable[..., Any]
+"""A kernel with its attributes bound: operands in schema order to the value."""
+Attrs: TypeAlias = Mapping[str, Any]
+Bind: TypeAlias = Callable[[Attrs], Run]
+
+_ONEDNN = torch.ops.onednn
+_QUANTIZED = torch.ops.quantized
+_OUTPUTS = {"uint8": torch.uint8, "int8": torch.int8, "float32": torch.float32}
+_LARGEST = 3.4028234663852886e38
+_MAGIC = 12582912.0
+"""1.5 · 2^23: added to a float32 of small magnitude it leaves the integer in the low bits."""
+
+_ENGINE_LOCK = threading.Lock()
+"""torch's quantized engine is one global; packing changes it and puts it back."""
+
+
+def bind(op: OpName, attrs: FrozenMap[Arg]) -> Run:
+    """The kernel `op` with its attributes; a KeyError if there is none of this name."""
+    return BINDERS[op]({name: as_torch(value) for name, value in attrs.items()})
+
+
+# Integers and back.
+
+
+def _quantize(attrs: Attrs) -> Run:
+    """`clamp(rint(x · (1/s)) + z, qmin, qmax)`, bit for bit as `fqx.num.affine` computes it.
+
+    torch converts float32 to uint8 one element at a time, but int32 to uint8 and all arithmetic in
+    vectors; the integer is therefore read out of the float's mantissa and shifted in uint8, which
+    wraps as the low byte of the sum does.
+    """
+    scale, zero_point = attrs["scale"], attrs["zero_point"]
+    low, high = attrs["qmin"] - zero_point, attrs["qmax"] - zero_point
+    inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
+    dtype = _OUTPUTS[attrs["output"]]
+    least = torch.iinfo(dtype).min
+    wrapped = (zero_point - least) % 256 + least
+
+    def run(x: Tensor) -> Tensor:
+        bits = x.detach().to(torch.float32).mul(inverse).clamp_(low, high).add_(_MAGIC)
+        return bits.view(torch.int32).to(dtype).add_(wrapped)
+
+    def run_at_zero(x: Tensor) -> Tensor:
+        bits = x.detach().to(torch.float32).mul(inverse).clamp_(low, high).add_(_MAGIC)
+        return bits.view(torch.int32).to(dtype)
+
+    return run if wrapped else run_at_zero
+
+
+def _dequantize(attrs: Attrs) -> Run:
+    """`(q - z) · s` in float32, then the float dtype of the model."""
+    scale, zero_point = float(torch.tensor(attrs["scale"])), attrs["zero_point"]
+    dtype = attrs["dtype"]
+
+    def run(q: Tensor) -> Tensor:
+        return q.to(torch.float32).sub_(zero_point).mul_(scale)
+
+    def run_at_zero(q: Tensor) -> Tensor:
+        return q.to(torch.float32).mul_(scale)
+
+    exact = run if zero_point else run_at_zero
+    if dtype == torch.float32:
+        return exact
+    return lambda q: exact(q).to(dtype)
+
+
+def _shift(_: Attrs) -> Run:
+    """int8 to uint8 with the zero point moved by 128: the top bit flips."""
+    return lambda q: q.view(torch.uint8).bitwise_xor(128)
+
+
+# Plain integers that only move or compare.
+
+
+def _plain_relu(attrs: Attrs) -> Run:
+    zero_point = attrs["zero_point"]
+    return lambda x: torch.clamp(x, min=zero_point)
+
+
+def _plain_clamp(attrs: Attrs) -> Run:
+    low, high = attrs["low"], attrs["high"]
+    return lambda x: torch.clamp(x, low, high)
+
+
+def _plain_pad(attrs: Attrs) -> Run:
+    value = attrs["zero_point"]
+    return lambda x, pad: torch.nn.functional.pad(x, pad, "constant", value)
+
+
+def _plain_max_pool1d(attrs: Attrs) -> Run:
+    windows = [[1, attrs[name][0]] for name in ("kernel_size", "stride")]
+    padding, dilation = [0, attrs["padding"][0]], [1, attrs["dilation"][0]]
+    pool, ceil = _QUANTIZED.max_pool2d, attrs["ceil_mode"]
+    return lambda x: pool(x.unsqueeze(-2), *windows, padding, dilation, ceil).squeeze(-2)
+
+
+def _plain_max_pool2d(attrs: Attrs) -> Run:
+    # torch.max_pool2d refuses channels-last uint8; this one takes plain integers
+    windows = [list(attrs[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
+    pool, ceil = _QUANTIZED.max_pool2d, attrs["ceil_mode"]
+    return lambda x: pool(x, *windows, ceil)
+
+
+def _plain_max_pool3d(attrs: Attrs) -> Run:
+    # for uint8 torch has the contiguous layout only
+    windows = {name: attrs[name] for name in ("kernel_size", "stride", "padding", "dilation")}
+    ceil = attrs["ceil_mode"]
+    return lambda x: torch.max_pool3d(x.contiguous(), **windows, ceil_mode=ceil)
+
+
+# oneDNN on plain integers.
+
+
+def _post(attrs: Attrs) -> tuple[str, list[float], str]:
+    """A canonical activation as oneDNN's post op: name, arguments, algorithm."""
+    args = attrs["activation_args"]
+    match attrs["activation"]:
+        case "none" | "relu" | "hardswish" | "tanh" as same:
+            return same, [], ""
+        case "silu":
+            return "swish", [], ""
+        case "gelu":
+            return "gelu", [], args[0]
+        case "leaky_relu":
+            return "leaky_relu", [float(args[0])], ""
+        case "clamp":
+            low, high = (
+                default if bound is None else float(bound)
+                for bound, default in zip(args, (-_LARGEST, _LARGEST), strict=True)
+            )
+            return "hardtanh", [low, high], ""
+        case other:
+            raise KeyError(other)
+
+
+def _bounded(run: Run, attrs: Attrs) -> Run:
+    """Kernels saturate at the bounds of the dtype; narrower ranges need one more step."""
+    qmin, qmax = attrs["qmin"], attrs["qmax"]
+    full = {"uint8": (0, 255), "int8": (-128, 127), "float32": (qmin, qmax)}[attrs["output"]]
+    if (qmin, qmax) == full:
+        return run
+    return lambda *operands: run(*operands).clamp_(qmin, qmax)
+
+
+def _scales(scale: Tensor | float) -> Tensor:
+    if isinstance(scale, Tensor):
+        return scale.detach().reshape(-1)
+    return torch.tensor([scale], dtype=torch.float32)
+
+
+class _Packs:
+    """One packed weight, made when first needed and kept while its source stays the same.
+
+    The whole state is one tuple that is replaced at once, so threads see the old or the new one;
+    two that pack at the same time make the same pack.
+    """
+
+    __slots__ = ("make", "state")
+
+    def __init__(self, make: Callable[..., tuple[Any, ...]]) -> None:
+        self.make = make
+        self.state: tuple[Any, ...] = (None, None, None, None, None)
+
+    def renew(self, weight: Tensor, *rest: Any) -> tuple[Any, ...]:
+        """Pack again; returns the new state: weight, version, scale, bias, then what was made."""
+        with torch.no_grad():
+            made = self.make(weight, *rest)
+        state = (weight, _version(weight), *rest, *made)
+        self.state = state
+        return state
+
+
+def _version(weight: Tensor) -> int | None:
+    """How often the tensor was written to; tensors of inference mode do not count."""
+    return None if weight.is_inference() else weight._version
+
+
+def _stale(state: tuple[Any, ...], weight: Tensor, scale: Any) -> bool:
+    return (
+        state[0] is not weight
+        or state[2] is not scale
+        or (state[1] is not None and state[1] != weight._version)
+    )
+
+
+def _conv(dims: int) -> Bind:
+    call = {
+        1: _ONEDNN.qconv1d_pointwise.default,
+        2: _ONEDNN.qconv2d_pointwise.default,
+        3: _ONEDNN.qconv3d_pointwise.default,
+    }[dims]
+
+    def bound(attrs: Attrs) -> Run:
+        place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
+        x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
+        out = (*place, groups, attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]])
+        tail = (*out, *_post(attrs))
+        packs = _Packs(_conv_pack(attrs))
+
+        def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+            state = packs.state
+            if _stale(state, weight, scale):
+                state = packs.renew(weight, scale)
+            _, _, _, packed, scales, zeros = state
+            result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, bias, *tail)
+            return result
+
+        return _bounded(run, attrs)
+
+    return bound
+
+
+def _conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
+    place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
+
+    def make(weight: Tensor, scale: Any) -> tuple[Any, ...]:
+        scales = _scales(scale)
+        packed = _ONEDNN.qconv_prepack(
+            weight.detach().contiguous(),
+            scales,
+            attrs["x_scale"],
+            attrs["x_zero_point"],
+            *place,
+            attrs["groups"],
+            None,
+        )
+        return packed, scales, torch.zeros(scales.numel(), dtype=torch.int64)
+
+    return make
+
+
+def _conv2d_add(attrs: Attrs) -> Run:
+    """The kernel adds into its accumulator, so one that is read again is copied first."""
+    place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
+    x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
+    tail: tuple[Any, ...] = (
+        *place,
+        groups,
+        attrs["scale"],
+        attrs["zero_point"],
+        _OUTPUTS[attrs["output"]],
+        attrs["other_scale"],
+        attrs["other_zero_point"],
+        "sum",
+        1.0,
+        "relu" if attrs["relu"] else "none",
+        [],
+        "",
+    )
+    packs, layout, keeps = _Packs(_conv_pack(attrs)), torch.channels_last, attrs["keeps_other"]
+    call = _ONEDNN.qconv2d_pointwise.binary
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        _, _, _, packed, scales, zeros = state
+        if keeps:
+            sum_in = other.clone(memory_format=layout)
+        else:
+            sum_in = other.contiguous(memory_format=layout)
+        result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, sum_in, bias, *tail)
+        return result
+
+    return _bounded(run, attrs)
+
+
+def _linear_pack(weight: Tensor, scale: Any) -> tuple[Any, ...]:
+    scales = _scales(scale)
+    packed = _ONEDNN.qlinear_prepack(weight.detach().contiguous(), None)
+    return packed, scales, torch.zeros(scales.numel(), dtype=torch.int64)
+
+
+def _linear(attrs: Attrs) -> Run:
+    x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
+    tail = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs))
+    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        _, _, _, packed, scales, zeros = state
+        result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, bias, *tail)
+        return result
+
+    return _bounded(run, attrs)
+
+
+def _linear_add(attrs: Attrs) -> Run:
+    # the kernel's non-writing `add` ignores the addend's qparams, so this is `sum` as well
+    x_scale, x_zero, keeps = attrs["x_scale"], attrs["x_zero_point"], attrs["keeps_other"]
+    tail: tuple[Any, ...] = (
+        attrs["scale"],
+        attrs["zero_point"],
+        _OUTPUTS[attrs["output"]],
+        attrs["other_scale"],
+        attrs["other_zero_point"],
+        "sum",
+        1.0,
+        "relu" if attrs["relu"] else "none",
+        [],
+        "",
+    )
+    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.binary
+    layout = torch.contiguous_format
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        _, _, _, packed, scales, zeros = state
+        sum_in = other.clone(memory_format=layout) if keeps else other.contiguous()
+        result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, sum_in, bias, *tail)
+        return result
+
+    return _bounded(run, attrs)
+
+
+def _pair(name: str) -> Bind:
+    """add, add_relu or mul of two activations, brought to one shape.
+
+    torch 2.13 reads the uint8 operands of these kernels as int8; flipping the top bit and moving
+    the zero point by 128 says the same in int8. A torch that reads them right is noticed here.
+    """
+
+    def bound(attrs: Attrs) -> Run:
+        call = getattr(_ONEDNN, f"q{name}{'_relu' if attrs.get('relu') else ''}").tensor
+        signed = _reads_signed(call)
+        shift = 128 if signed else 0
+        left = (attrs["x_scale"], attrs["x_zero_point"] - shift)
+        right = (attrs["y_scale"], attrs["y_zero_point"] - shift)
+        tail: tuple[Any, ...] = (
+            *right,
+            attrs["scale"],
+            attrs["zero_point"],
+            _OUTPUTS[attrs["output"]],
+        )
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            if x.shape != y.shape:
+                x, y = _one_shape(x, y)
+            if signed:
+                x, y = x.bitwise_xor(128), y.bitwise_xor(128)
+            result: Tensor = call(x, *left, y, *tail)
+            return result
+
+        return _bounded(run, attrs)
+
+    return bound
+
+
+def _reads_signed(call: Any) -> bool:
+    large, one = torch.tensor([200], dtype=torch.uint8), torch.tensor([1], dtype=torch.uint8)
+    return int(call(large, 1.0, 0, one, 1.0, 0, 1.0, 0, torch.uint8)[0]) < 128
+
+
+def _one_shape(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    shape = torch.Size(map(max, _padded(x, y), _padded(y, x)))
+    model = x if x.shape == shape else y
+    return _grown(x, shape, model), _grown(y, shape, model)
+
+
+def _padded(x: Tensor, y: Tensor) -> tuple[int, ...]:
+    return (*(1,) * (y.dim() - x.dim()), *x.shape)
+
+
+def _grown(x: Tensor, shape: torch.Size, model: Tensor) -> Tensor:
+    """`x` broadcast to `shape`, laid out as `model` where that has the shape."""
+    if x.shape == shape:
+        return x
+    grown = x.expand(shape)
+    if model.shape != shape:
+        return grown.contiguous()
+    return torch.empty_like(model).copy_(grown)
+
+
+# torch's quantized tensors.
+
+
+@contextmanager
+def _engine(name: str) -> Iterator[None]:
+    with _ENGINE_LOCK:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = name
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before
+
+
+def hush() -> None:
+    """Let torch say once, unheard, that quantized dtypes are deprecated.
+
+    It warns once in a process; a user of `native` has chosen them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+
+def _native_quantize(attrs: Attrs) -> Run:
+    hush()
+    scale, zero_point = attrs["scale"], attrs["zero_point"]
+
+    def run(x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+
+    if (attrs["qmin"], attrs["qmax"]) == (0, 255):
+        return run
+    low, high = ((attrs[end] - zero_point) * scale for end in ("qmin", "qmax"))
+    return lambda x: run(x.clamp(low, high))
+
+
+def _native_dequantize(attrs: Attrs) -> Run:
+    dtype = attrs["dtype"]
+    if dtype == torch.float32:
+        return lambda x: x.dequantize()
+    return lambda x: x.dequantize().to(dtype)
+
+
+def _native_bounded(run: Run, attrs: Attrs) -> Run:
+    if (attrs["qmin"], attrs["qmax"]) == (0, 255):
+        return run
+    scale, zero_point = attrs["scale"], attrs["zero_point"]
+    low, high = ((attrs[end] - zero_point) * scale for end in ("qmin", "qmax"))
+    return lambda *operands: torch.clamp(run(*operands), low, high)
+
+
+def _quantized_weight(weight: Tensor, scale: Any) -> Tensor:
+    plain, scales = weight.detach().contiguous(), _scales(scale)
+    if scales.numel() == 1:
+        return torch._make_per_tensor_quantized_tensor(plain, float(scales[0]), 0)
+    zeros = torch.zeros(scales.numel(), dtype=torch.int64)
+    return torch._make_per_channel_quantized_tensor(plain, scales.double(), zeros, 0)
+
+
+def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
+    """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes."""
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        suffix = "_relu" if attrs.get("relu") else ""
+        packet = getattr(_QUANTIZED, f"{name}{suffix}")
+        call = packet.new if "new" in packet.overloads() else packet.default
+        scale_out, zero_out, engine = attrs["scale"], attrs["zero_point"], attrs["engine"]
+
+        def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
+            held = None if bias is None else bias.detach().float()
+            with _engine(engine):
+                return (prepack(_quantized_weight(weight, scale), held, attrs),)
+
+        packs = _Packs(make)
+
+        def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+            state = packs.state
+            if _stale(state, weight, scale) or state[3] is not bias:
+                state = packs.renew(weight, scale, bias)
+            result: Tensor = call(x, state[4], scale_out, zero_out)
+            return result
+
+        return _native_bounded(run, attrs)
+
+    return bound
+
+
+def _conv_prepack(dims: int) -> Callable[..., Any]:
+    def prepack(weight: Tensor, bias: Tensor | None, attrs: Attrs) -> Any:
+        place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
+        call = getattr(_QUANTIZED, f"conv{dims}d_prepack")
+        return call(weight, bias, *place, attrs["groups"])
+
+    return prepack
+
+
+def _conv_transpose_prepack(dims: int) -> Callable[..., Any]:
+    def prepack(weight: Tensor, bias: Tensor | None, attrs: Attrs) -> Any:
+        names = ("stride", "padding", "output_padding", "dilation")
+        call = getattr(_QUANTIZED, f"conv_transpose{dims}d_prepack")
+        return call(weight, bias, *(list(attrs[name]) for name in names), attrs["groups"])
+
+    return prepack
+
+
+def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
+    return _QUANTIZED.linear_prepack(weight, bias)
+
+
+def _native_conv2d_add(attrs: Attrs) -> Run:
+    hush()
+    call = _QUANTIZED.conv2d_add_relu if attrs["relu"] else _QUANTIZED.conv2d_add
+    scale_out, zero_out, keeps = attrs["scale"], attrs["zero_point"], attrs["keeps_other"]
+    prepack, layout = _conv_prepack(2), torch.channels_last
+
+    def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
+        held = None if bias is None else bias.detach().float()
+        with _engine(attrs["engine"]):
+            return (prepack(_quantized_weight(weight, scale), held, attrs),)
+
+    packs = _Packs(make)
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, other: Tensor) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale) or state[3] is not bias:
+            state = packs.renew(weight, scale, bias)
+        sum_in = other.contiguous(memory_format=layout)
+        if keeps and sum_in is other:
+            sum_in = other.clone()
+        result: Tensor = call(x, sum_in, state[4], scale_out, zero_out)
+        return result
+
+    return _native_bounded(run, attrs)
+
+
+def _native_pair(name: str) -> Bind:
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        call = getattr(_QUANTIZED, f"{name}_relu" if attrs.get("relu") else name).default
+        scale, zero_point = attrs["scale"], attrs["zero_point"]
+        return _native_bounded(lambda x, y: call(x, y, scale, zero_point), attrs)
+
+    return bound
+
+
+def integers(x: Tensor) -> Tensor:
+    """The integers of a quantized tensor in its own memory; `int_repr` copies them one by one."""
+    plain = torch.empty(0, dtype=torch.uint8)
+    plain.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+    return plain
+
+
+def _on_integers(run: Run) -> Run:
+    """A kernel on plain integers for quantized tensors that share one scale and zero point."""
+
+    def moved(first: Any, *rest: Any) -> Any:
+        model = first[0] if isinstance(first, (tuple, list)) else first
+        plain = tuple(map(integers, first)) if model is not first else integers(first)
+        made = run(plain, *rest)
+        # the maker copies, so a view of the integers does not outlive this call
+        return torch._make_per_tensor_quantized_tensor(made, model.q_scale(), model.q_zero_point())
+
+    return moved
+
+
+def _native_moving(plain: Bind) -> Bind:
+    """A plain kernel of one value, run on the integers of a quantized tensor."""
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        return _on_integers(plain(attrs))
+
+    return bound
+
+
+def _native_direct(op: str) -> Bind:
+    """An operator that torch itself runs on quantized tensors."""
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        return _canonical(op)(attrs)
+
+    return bound
+
+
+def _canonical(op: str) -> Bind:
+    """An operator of the catalogue with its attributes bound."""
+
+    def bound(attrs: Attrs) -> Run:
+        def run(*operands: Any) -> Any:
+            node = Node(NodeId(op), OpName(op), operands, FrozenMap(attrs))
+            call = CALLS[OpName(op)](Named(node))
+            return call.function(*call.args, **call.kwargs)
+
+        return run
+
+    return bound
+
+
+PLAIN: Mapping[str, Bind] = MappingProxyType(
+    {
+        "relu": _plain_relu,
+        "clamp": _plain_clamp,
+        "pad": _plain_pad,
+        "max_pool1d": _plain_max_pool1d,
+        "max_pool2d": _plain_max_pool2d,
+        "max_pool3d": _plain_max_pool3d,
+    }
+)
+"""Kernels on plain integers beside the canonical operators that run on them as they are."""
+
+_VIEWS = frozenset(
+    {
+        "chunk",
+        "split",
+        "unbind",
+        "getitem",
+        "flatten",
+        "unflatten",
+        "reshape",
+        "permute",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "contiguous",
+        "slice",
+        "select",
+    }
+)
+"""Movements that torch does on quantized tensors; it does the others on their integers here."""
+
+BINDERS: Mapping[OpName, Bind] = MappingProxyType(
+    {
+        OpName("quantize"): _quantize,
+        OpName("dequantize"): _dequantize,
+        OpName("plain.shift"): _shift,
+        **{OpName(f"plain.{name}"): binder for name, binder in PLAIN.items()},
+        **{OpName(f"onednn.conv{n}d"): _conv(n) for n in (1, 2, 3)},
+        OpName("onednn.conv2d_add"): _conv2d_add,
+        OpName("onednn.linear"): _linear,
+        OpName("onednn.linear_add"): _linear_add,
+        OpName("onednn.add"): _pair("add"),
+        OpName("onednn.mul"): _pair("mul"),
+        OpName("native.quantize"): _native_quantize,
+        OpName("native.dequantize"): _native_dequantize,
+        **{
+            OpName(f"native.conv{n}d"): _native_weighted(f"conv{n}d", _conv_prepack(n))
+            for n in (1, 2, 3)
+        },
+        **{
+            OpName(f"native.conv_transpose{n}d"): _native_weighted(
+                f"conv_transpose{n}d", _conv_transpose_prepack(n)
+            )
+            for n in (1, 2, 3)
+        },
+        OpName("native.conv2d_add"): _native_conv2d_add,
+        OpName("native.linear"): _native_weighted("linear", _linear_prepack),
+        OpName("native.add"): _native_pair("add"),
+        OpName("native.mul"): _native_pair("mul"),
+        **{
+            OpName(f"native.{op}"): _native_direct(op)
+            if op in _VIEWS
+            else _native_moving(PLAIN[op] if op in PLAIN else _canonical(op))
+            for op in (*MOVING, *ZERO_AWARE)
+        },
+    }
+)
+"""Every kernel by its name."""
+
+
+def _function(op: OpName) -> Run:
+    """The kernel as an ordinary function: operands by position, attributes by name.
+
+    It packs weights in every call; a materialized module binds its attributes instead.
+    """
+
+    def kernel(*operands: Any, **attrs: Any) -> Any:
+        return BINDERS[op](attrs)(*operands)
+
+    kernel.__name__ = kernel.__qualname__ = op.replace(".", "_")
+    kernel.__doc__ = f"The kernel `{op}`, attributes by name."
+    return kernel
+
+
+FUNCTIONS: Mapping[OpName, Run] = MappingProxyType({op: _function(op) for op in BINDERS})
+"""Every kernel as a function; `fqx.edge.kernels.onednn_linear` is the one of `onednn.linear`."""
+
+_BOUND: Mapping[Run, OpName] = MappingProxyType({call: op for op, call in FUNCTIONS.items()})
+
+
+def op_of_function(function: Run) -> OpName | None:
+    """Which kernel a function is; None for any other function."""
+    return _BOUND.get(function)
+
+
+def __getattr__(name: str) -> Run:
+    """The kernel functions by name, for the code that torch.fx prints."""
+    for op, call in FUNCTIONS.items():
+        if op.replace(".", "_") == name:
+            return call
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
