@@ -1,0 +1,164 @@
+"""Static int8 quantization of PyTorch models, every step a value.
+
+`quantize` is the short road; `capture` and the passes joined by `|` are the long one. The names
+here are looked up when they are first used, so that importing a part (`fqx.ir`, `fqx.match`) loads
+that part alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fqx.api import Quantized, load, pipeline, quantize
+    from fqx.audit.blame import blame
+    from fqx.audit.coverage import coverage
+    from fqx.audit.explain import explain
+    from fqx.audit.macs import count_macs
+    from fqx.audit.measure import latency, sqnr
+    from fqx.edge.artefact import read, save_model, save_trail
+    from fqx.edge.capture import capture
+    from fqx.edge.machine import target_named
+    from fqx.edge.materialize import materialize
+    from fqx.edge.probe import probe
+    from fqx.edge.verify import verify
+    from fqx.ir.diff import apply, invert, then
+    from fqx.ir.fault import Fault, FaultKind
+    from fqx.ir.graph import Graph
+    from fqx.ir.names import Stage
+    from fqx.ir.show import show
+    from fqx.ir.trail import Halt, Step, Trail
+    from fqx.passes.calibrate import calibrate
+    from fqx.passes.clean import clean
+    from fqx.passes.convert import convert
+    from fqx.passes.fold import fold
+    from fqx.passes.fuse import fuse
+    from fqx.passes.lower import lower
+    from fqx.passes.observe import observe, observe_plan
+    from fqx.passes.pipeline import Pass, Pipeline
+    from fqx.passes.smooth import smooth
+    from fqx.policy.plan import Plan, make_plan
+    from fqx.policy.recipe import Recipe, float_, int8_static, leave_float, use
+    from fqx.policy.selectors import module_type, node, op, path, predicate, regex, scope
+    from fqx.policy.target import Target
+    from fqx.targets.native import native
+    from fqx.targets.onednn import onednn
+    from fqx.targets.reference import reference
+
+__all__ = [
+    "Fault",
+    "FaultKind",
+    "Graph",
+    "Halt",
+    "Pass",
+    "Pipeline",
+    "Plan",
+    "Quantized",
+    "Recipe",
+    "Stage",
+    "Step",
+    "Target",
+    "Trail",
+    "apply",
+    "blame",
+    "calibrate",
+    "capture",
+    "clean",
+    "convert",
+    "count_macs",
+    "coverage",
+    "explain",
+    "float_",
+    "fold",
+    "fuse",
+    "int8_static",
+    "invert",
+    "latency",
+    "leave_float",
+    "load",
+    "lower",
+    "make_plan",
+    "materialize",
+    "module_type",
+    "native",
+    "node",
+    "observe",
+    "observe_plan",
+    "onednn",
+    "op",
+    "path",
+    "pipeline",
+    "predicate",
+    "probe",
+    "quantize",
+    "read",
+    "reference",
+    "regex",
+    "save_model",
+    "save_trail",
+    "scope",
+    "show",
+    "smooth",
+    "sqnr",
+    "target_named",
+    "then",
+    "use",
+    "verify",
+]
+
+_PLACES: Mapping[str, str] = MappingProxyType(
+    {
+        name: place
+        for place, names in {
+            "api": "Quantized load pipeline quantize",
+            "audit.blame": "blame",
+            "audit.coverage": "coverage",
+            "audit.explain": "explain",
+            "audit.macs": "count_macs",
+            "audit.measure": "latency sqnr",
+            "edge.artefact": "read save_model save_trail",
+            "edge.capture": "capture",
+            "edge.machine": "target_named",
+            "edge.materialize": "materialize",
+            "edge.probe": "probe",
+            "edge.verify": "verify",
+            "ir.diff": "apply invert then",
+            "ir.fault": "Fault FaultKind",
+            "ir.graph": "Graph",
+            "ir.names": "Stage",
+            "ir.show": "show",
+            "ir.trail": "Halt Step Trail",
+            "passes.calibrate": "calibrate",
+            "passes.clean": "clean",
+            "passes.convert": "convert",
+            "passes.fold": "fold",
+            "passes.fuse": "fuse",
+            "passes.lower": "lower",
+            "passes.observe": "observe observe_plan",
+            "passes.pipeline": "Pass Pipeline",
+            "passes.smooth": "smooth",
+            "policy.plan": "Plan make_plan",
+            "policy.recipe": "Recipe float_ int8_static leave_float use",
+            "policy.selectors": "module_type node op path predicate regex scope",
+            "policy.target": "Target",
+            "targets.native": "native",
+            "targets.onednn": "onednn",
+            "targets.reference": "reference",
+        }.items()
+        for name in names.split()
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module 'fqx' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fqx.{place}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

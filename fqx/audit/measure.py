@@ -30,6 +30,13 @@ class Latency:
         return f"{show_seconds(self.median)} (best {show_seconds(self.best)} of {self.runs})"
 
 
+def call_of(batch: object) -> Call:
+    """A batch as a call: a mapping by name, a tuple or list by position, anything else alone."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+
+
 def latency(
     module: Callable[..., object],
     args: Sequence[object] = (),

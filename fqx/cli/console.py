@@ -1,4 +1,4 @@
-"""How the command line speaks: tables and one final line on stdout, progress and faults on stderr."""
+"""How the command line speaks: results on stdout, progress and faults on stderr."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ OK, FAILED, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
 
 def out() -> Console:
     """Where results go. Not a terminal: plain text, as wide as it needs to be."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console
+    return Console(highlight=False, soft_wrap=True)
 
 
 def err() -> Console:
@@ -49,7 +48,10 @@ def fail(fault: Fault, code: int = FAULT) -> int:
 
 
 def show_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Iterable[int] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str = "",
+    right: Iterable[int] = (),
 ) -> None:
     """A table; `right` are the columns of numbers."""
     console = out()

@@ -1,0 +1,207 @@
+"""The short road: a model in, a quantized program out, with its whole history."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fqx.audit.coverage import Coverage, coverage
+from fqx.audit.explain import Explanation, explain
+from fqx.audit.measure import show_bytes, weight_bytes
+from fqx.edge.artefact import FilePath, Weights, save_model, save_trail
+from fqx.edge.artefact import load as load_artefact
+from fqx.edge.capture import capture
+from fqx.edge.machine import probed, target_named, usual_target
+from fqx.edge.materialize import materialize
+from fqx.edge.modules import GraphModule, Module, Modules
+from fqx.ir.fault import Fault
+from fqx.ir.graph import Graph
+from fqx.ir.names import Digest
+from fqx.ir.trail import Halt, Trail
+from fqx.kit.result import Result
+from fqx.passes.calibrate import calibrate
+from fqx.passes.clean import clean
+from fqx.passes.convert import convert
+from fqx.passes.fold import fold
+from fqx.passes.fuse import fuse
+from fqx.passes.lower import lower
+from fqx.passes.observe import observe
+from fqx.passes.pipeline import Pipeline
+from fqx.passes.smooth import smooth
+from fqx.policy.plan import Plan
+from fqx.policy.recipe import Recipe, Rule, int8_static
+from fqx.policy.target import Target
+
+Objective = Literal["balanced", "accuracy", "speed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A finished trail: what ran, what was decided, and the program that came out."""
+
+    trail: Trail
+
+    @property
+    def graph(self) -> Graph:
+        """The last graph."""
+        return self.trail.graph
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last plan, one verdict with a reason for every node; None if it came from a file.
+
+        `coverage` and `explain` read the verdicts of either.
+        """
+        found = (step.evidence for step in reversed(self.trail.steps))
+        return next((item for item in found if isinstance(item, Plan)), None)
+
+    def materialize(self, leaves: Modules | None = None) -> Result[GraphModule, Halt]:
+        """The program as an ordinary GraphModule with the model's own parameter names."""
+        return materialize(self.graph, leaves)
+
+    def explain(self, node: str | None = None) -> Explanation:
+        """Why a node (or every node) is int8 or not, and what each pass did to it."""
+        return explain(self.trail, node)
+
+    def coverage(self) -> Coverage:
+        """How many nodes and multiply-accumulates the plan runs in int8, and why others not."""
+        return coverage(self.trail)
+
+    def save(
+        self,
+        path: FilePath,
+        what: Literal["model", "trail"] = "model",
+        weights: Weights = "attached",
+    ) -> Result[Digest, Halt]:
+        """Write the program, or its whole history, as one file; gives the digest to pin.
+
+        Faults: UNWRITABLE_FILE, MISSING_PAYLOAD, INTERRUPTED; the old file then is as it was.
+        """
+        if what == "model":
+            return save_model(path, self.trail)
+        return save_trail(path, self.trail, weights)
+
+    def __repr__(self) -> str:
+        graph, base = self.graph, self.trail.base
+        lines = [f"Quantized {graph.stage.value} {graph.digest[:12]}"]
+        lines += [f"  {len(self.trail.steps)} steps from {base.digest[:12]}"]
+        lines += [f"  nodes    {len(base)} -> {len(graph)}"]
+        lines += [
+            f"  weights  {show_bytes(weight_bytes(base))} -> {show_bytes(weight_bytes(graph))}"
+        ]
+        lines += [f"  {line}" for line in repr(self.coverage()).splitlines()[:5]]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>{self.coverage()._repr_html_()}"
+
+
+def quantize(
+    model: Module,
+    example_inputs: tuple[object, ...] | Mapping[str, object],
+    calibration: Iterable[object],
+    *,
+    recipe: Recipe | None = None,
+    target: Target | str | None = None,
+    how: Literal["export", "symbolic"] = "export",
+    leaves: Sequence[str] = (),
+    kwargs: Mapping[str, object] | None = None,
+    dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
+    objective: Objective = "balanced",
+    inputs: Callable[[object], object] | None = None,
+    progress: bool = True,
+) -> Result[Quantized, Halt]:
+    """Capture the model, calibrate it on the batches and lower it to the target's int8 kernels.
+
+    The model is only read. A batch of `calibration` is a tensor, a tuple or list of positional
+    inputs, or a mapping of keyword inputs; `inputs` picks them out of anything else. Without a
+    `target` it is onednn on x86 and native/qnnpack on ARM, narrowed by `probe` to what this machine
+    computes exactly. `dynamic_shapes` names free dimensions beside the batch, per input. The
+    `objective` `accuracy` leaves more in float where the statistics warn, `speed` less.
+
+    Faults: those of capture, of every pass, UNSUPPORTED_TARGET, INTERRUPTED (with what was
+    calibrated so far in the trail's halt).
+    """
+    return (
+        _machine_target(target)
+        .alt(Halt)
+        .bind(
+            lambda here: capture(
+                model,
+                example_inputs,
+                kwargs=kwargs,
+                how=how,
+                leaves=tuple(leaves),
+                dynamic=dynamic_shapes,
+            ).bind(
+                lambda trail: pipeline(
+                    here, calibration, recipe, objective=objective, inputs=inputs, progress=progress
+                ).run(trail)
+            )
+        )
+        .map(Quantized)
+    )
+
+
+def pipeline(
+    target: Target,
+    calibration: Iterable[object],
+    recipe: Recipe | None = None,
+    *,
+    objective: Objective = "balanced",
+    inputs: Callable[[object], object] | None = None,
+    progress: bool = True,
+) -> Pipeline:
+    """The passes `quantize` runs behind capture, to print, change and run yourself."""
+    chosen = recipe if recipe is not None else _suited(int8_static(), objective)
+    return (
+        clean()
+        | fuse()
+        | observe(chosen, target)
+        | calibrate(calibration, inputs=inputs, progress=progress)
+        | smooth()
+        | convert(target)
+        | fold()
+        | lower(target)
+    )
+
+
+def load(
+    path: FilePath,
+    digest: str | None = None,
+    allow_ops: Sequence[str] = (),
+    leaves: Modules | None = None,
+) -> Result[Quantized, Halt]:
+    """A saved program or trail, ready to materialize on this machine.
+
+    `digest` pins it, `allow_ops` lists foreign operators that are trusted beside the harmless ones,
+    `leaves` are the modules the program keeps whole. Faults: UNREADABLE_FILE, UNKNOWN_VERSION,
+    CORRUPT_FILE, DIGEST_DIFFERS, UNLISTED_OP, WIDER_MACHINE, MISSING_LEAF.
+    """
+    return load_artefact(path, digest, allow_ops, leaves).map(lambda found: Quantized(found.trail))
+
+
+def _machine_target(target: Target | str | None) -> Result[Target, Fault]:
+    if isinstance(target, str):
+        return target_named(target).bind(probed)
+    return usual_target().bind(probed) if target is None else probed(target)
+
+
+def _suited(recipe: Recipe, objective: Objective) -> Recipe:
+    """The preset with its smoothing thresholds moved towards accuracy, or towards speed."""
+    moved = {"balanced": 0.0, "accuracy": 6.0, "speed": -6.0}[objective]
+    return Recipe(tuple(_moved(rule, moved) for rule in recipe.rules)) if moved else recipe
+
+
+def _moved(rule: Rule, by: float) -> Rule:
+    scheme = rule.scheme
+    if scheme is None or scheme.smoothing is None:
+        return rule
+    smoothing = replace(
+        scheme.smoothing,
+        plain_above=scheme.smoothing.plain_above + by,
+        float_below=scheme.smoothing.float_below + by,
+    )
+    return replace(rule, scheme=replace(scheme, smoothing=smoothing))

@@ -1,0 +1,371 @@
+"""Proving that a trail is what it says: replay every step and compare digests.
+
+The base graph's weights come from the file or from the caller's state_dict, the statistics from the
+file. Every portable pass is made again from its name and options and run; a measurement, and a pass
+this library does not make, is applied from its recorded diff, and said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+
+from fqx.edge.capture import capture
+from fqx.edge.modules import Module
+from fqx.edge.rebuild import rebuild
+from fqx.ir.arg import Arg
+from fqx.ir.compare import edits_between
+from fqx.ir.diff import apply
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.graph import Graph
+from fqx.ir.names import Digest, Path, RuleName, Stage
+from fqx.ir.signature import Poly, Signature, TensorType
+from fqx.ir.trail import Halt, Step, Trail
+from fqx.ir.tree import build
+from fqx.ir.weight import Role, Weight
+from fqx.kit.result import Failure, Result, Success, fold
+from fqx.num.tensors import fingerprint_of, memory_format, tensor_of, torch_dtype
+from fqx.passes.calibrate import calibrate
+from fqx.passes.pipeline import Pass
+
+Outcome = Literal["run again", "applied"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One step: its text, whether its pass was run again, and the digest it came to."""
+
+    text: str
+    outcome: Outcome
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """A second measurement beside the recorded one.
+
+    Of `statistics` tensors `equal` are bit-equal; `largest` is the largest difference of a pair
+    relative to the recorded one's largest magnitude, found at `at`.
+    """
+
+    statistics: int
+    equal: int
+    largest: float
+    at: str
+
+    def __repr__(self) -> str:
+        if self.equal == self.statistics:
+            return f"calibration: all {self.statistics} statistics bit-equal"
+        return (
+            f"calibration: {self.equal} of {self.statistics} statistics bit-equal,"
+            f" the farthest differs by {self.largest:.2g} ({self.at})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A proof: the final digest, how each step was checked, and the trail with all its weights."""
+
+    digest: Digest
+    steps: tuple[Checked, ...]
+    trail: Trail
+    model: bool = False
+    closeness: Closeness | None = None
+
+    def __repr__(self) -> str:
+        again = sum(step.outcome == "run again" for step in self.steps)
+        applied = [step.text.split("(")[0] for step in self.steps if step.outcome == "applied"]
+        lines = [f"Verified {self.digest}", f"  {again} of {len(self.steps)} steps run again"]
+        lines += [f"  from their diffs: {', '.join(applied)[:80]}"] if applied else []
+        lines += ["  captured again: the same base graph"] if self.model else []
+        lines += [f"  {self.closeness!r}"] if self.closeness else []
+        return "\n".join(lines)
+
+
+def verify(
+    trail: Trail,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    model: Module | None = None,
+    calibration: Iterable[object] | None = None,
+    inputs: Callable[[object], object] | None = None,
+) -> Result[Verified, Halt]:
+    """Replay the trail from the float weights and the recorded statistics; prove its last digest.
+
+    `state_dict` gives the float weights (a detached trail needs it; an attached one is checked
+    against it), `model` is captured again and its digest compared, `calibration` is measured again
+    and compared (`inputs` as in calibrate). Faults: DIGEST_DIFFERS naming the weight or the step,
+    MISSING_PAYLOAD, BAD_ARGUMENT for a trail without steps, and those of capture and calibrate.
+    """
+    if not any(step.name for step in trail.steps) or all(not len(s.diff) for s in trail.steps):
+        return Failure(Halt(_nothing_to_replay(), trail))
+    given = state_dict if state_dict is not None else _state_of(model)
+    return (
+        restored(trail.base, given)
+        .alt(lambda fault: Halt(fault, trail))
+        .bind(lambda base: _replayed(base, trail))
+        .bind(lambda proof: _recaptured(proof, model))
+        .bind(lambda proof: _remeasured(proof, calibration, inputs))
+    )
+
+
+def restored(graph: Graph, state_dict: Mapping[str, torch.Tensor] | None) -> Result[Graph, Fault]:
+    """The graph with the values of a state_dict in its weights, each proven by its fingerprint.
+
+    Faults: DIGEST_DIFFERS naming a key that is absent or holds other values; MISSING_PAYLOAD if
+    there are values neither in the graph nor in the state_dict.
+    """
+    made: dict[Path, Weight] = {}
+    aliases: dict[Path, list[Path]] = {}
+    for alias, first in graph.ties.items():
+        aliases.setdefault(first, []).append(alias)
+    for path, weight in graph.weights.items():
+        from_state = weight.role in (Role.PARAMETER, Role.BUFFER) and weight.persistent
+        if state_dict is not None and from_state:
+            names = (path, *aliases.get(path, ()))
+            tensor = next((state_dict[name] for name in names if name in state_dict), None)
+            if tensor is None or fingerprint_of(tensor) != weight.fingerprint:
+                return Failure(_other_weight(path, weight, tensor))
+            if weight.payload is None:
+                made[path] = _held(weight, tensor)
+        elif weight.payload is None:
+            return Failure(_absent(path))
+    return Success(replace(graph, weights=graph.weights.edit(made)) if made else graph)
+
+
+def _held(weight: Weight, tensor: torch.Tensor) -> Weight:
+    copy = tensor.detach().clone(memory_format=memory_format(weight.layout))
+    return replace(weight, payload=copy)
+
+
+def _state_of(model: Module | None) -> Mapping[str, torch.Tensor] | None:
+    return None if model is None else model.state_dict()
+
+
+def _replayed(base: Graph, trail: Trail) -> Result[Verified, Halt]:
+    done: Result[Verified, Halt] = Success(Verified(base.digest, (), Trail(base, (), trail.notes)))
+    for step in trail.steps:
+        done = done.bind(partial(_replay, step))
+    return done
+
+
+def _replay(step: Step, proof: Verified) -> Result[Verified, Halt]:
+    graph = proof.trail.graph
+    again = rebuild(step.name, step.options) if step.portable else Success(None)
+    return (
+        again.bind(lambda item: _one(graph, step, item))
+        .map(
+            lambda found: Verified(
+                found.graph.digest,
+                (*proof.steps, Checked(step.text, found.outcome, found.graph.digest)),
+                proof.trail.plus((replace(step, graph=found.graph),)),
+            )
+        )
+        .alt(lambda fault: Halt(fault, proof.trail))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    graph: Graph
+    outcome: Outcome
+
+
+def _one(graph: Graph, step: Step, item: Pass | None) -> Result[_Found, Fault]:
+    if item is None:
+        return apply(step.diff, graph).map(lambda made: _Found(made, "applied"))
+    return (
+        item.run(graph)
+        .alt(lambda halt: halt.fault)
+        .bind(
+            lambda trail: (
+                Success(_Found(trail.graph, "run again"))
+                if trail.graph.digest == step.after
+                else Failure(_differs(step, trail.graph))
+            )
+        )
+    )
+
+
+def _differs(step: Step, made: Graph) -> Fault:
+    edits = edits_between(step.graph, made, lambda _: RuleName("replay"))
+    first = f"; the first of {len(edits)} differences: {str(edits[0])[:160]}" if edits else ""
+    return Fault(
+        FaultKind.DIGEST_DIFFERS,
+        f"{step.text[:80]} run again gives {made.digest[:12]}, the trail says {step.after[:12]}"
+        + first,
+        "the trail was edited, or was written by a version whose passes differ; see its record",
+    )
+
+
+def _recaptured(proof: Verified, model: Module | None) -> Result[Verified, Halt]:
+    if model is None:
+        return Success(proof)
+    base = proof.trail.base
+    args, kwargs = example_call(base.signature)
+    again = _capture(model, base, args, kwargs, "export").lash(
+        lambda _: _capture(model, base, args, kwargs, "symbolic")
+    )
+    return again.bind(
+        lambda found: (
+            Success(replace(proof, model=True))
+            if found.base.digest == base.digest
+            else Failure(Halt(_other_model(base, found.base), proof.trail))
+        )
+    )
+
+
+def _capture(
+    model: Module,
+    base: Graph,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    how: Literal["export", "symbolic"],
+) -> Result[Trail, Halt]:
+    return capture(
+        model,
+        args,
+        kwargs=kwargs,
+        how=how,
+        leaves=tuple(base.leaves),
+        dynamic=_dynamic(base.signature),
+    )
+
+
+def example_call(signature: Signature) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Arguments of zeros that fit a signature; named dimensions get 2, or their least size."""
+    sizes = {name: max(2, least) for name, (least, _) in signature.dims.items()}
+
+    def value(leaf: Arg) -> object:
+        item = signature.inputs[leaf] if isinstance(leaf, int) else None
+        if item is None or item.node is None or not isinstance(item.type, TensorType):
+            return item.constant if item is not None else None
+        dims = [_size(dim, sizes) for dim in item.type.dims or ()]
+        return torch.zeros(dims, dtype=torch_dtype(item.type.dtype))
+
+    args, kwargs = build(signature.args, value), build(signature.kwargs, value)
+    listed = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    named = {str(key): item for key, item in kwargs.items()} if isinstance(kwargs, dict) else {}
+    return listed, named
+
+
+def _size(dim: object, sizes: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if isinstance(dim, Poly):
+        total = 0
+        for atoms, factor in dim.terms:
+            product = factor
+            for atom in atoms:
+                product *= sizes.get(atom, 2)
+            total += product
+        return total
+    return 2
+
+
+def _dynamic(signature: Signature) -> dict[str, dict[int, str]] | None:
+    """The dimensions beside the batch that were captured as free."""
+    found: dict[str, dict[int, str]] = {}
+    for item in signature.inputs:
+        if not isinstance(item.type, TensorType):
+            continue
+        for axis, dim in enumerate(item.type.dims or ()):
+            if isinstance(dim, Poly) and str(dim) != "batch":
+                found.setdefault(item.name, {})[axis] = str(dim)
+    return found or None
+
+
+def _remeasured(
+    proof: Verified,
+    batches: Iterable[object] | None,
+    inputs: Callable[[object], object] | None,
+) -> Result[Verified, Halt]:
+    if batches is None:
+        return Success(proof)
+    graphs = proof.trail.graphs()
+    before = next((graph for graph in graphs if graph.stage is Stage.OBSERVED), None)
+    after = next((graph for graph in graphs if graph.stage is Stage.CALIBRATED), None)
+    if before is None or after is None:
+        return Failure(Halt(_not_measured(), proof.trail))
+    return (
+        calibrate(batches, inputs=inputs)
+        .run(before)
+        .map(lambda found: replace(proof, closeness=closeness(after, found.graph)))
+    )
+
+
+def closeness(recorded: Graph, measured: Graph) -> Closeness:
+    """How far the statistics of two calibrated graphs lie apart."""
+    names = [p for p, w in recorded.weights.items() if w.role is Role.STATISTIC]
+    apart = {path: _apart(recorded.weights[path], measured.weights.get(path)) for path in names}
+    worst = max(apart, key=lambda path: apart[path], default=Path(""))
+    equal = sum(gap == 0.0 for gap in apart.values())
+    return Closeness(len(names), equal, apart.get(worst, 0.0), worst)
+
+
+def _apart(one: Weight, two: Weight | None) -> float:
+    if two is None or two.shape != one.shape:
+        return float("inf")
+    if one.fingerprint == two.fingerprint:
+        return 0.0
+    tensors = [fold(tensor_of(item), _wide, lambda _: None) for item in (one, two)]
+    left, right = tensors
+    if left is None or right is None:
+        return float("inf")
+    scale = float(left.abs().max()) or 1.0
+    return float((left - right).abs().max()) / scale
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor.double()
+
+
+def _nothing_to_replay() -> Fault:
+    return Fault(
+        FaultKind.BAD_ARGUMENT,
+        "there are no steps to replay; a model artefact records only where it ended",
+        "save the trail (Quantized.save(path, what='trail'), fqx quantize --trail) and verify that",
+    )
+
+
+def _other_weight(path: Path, weight: Weight, tensor: torch.Tensor | None) -> Fault:
+    found = "is not there" if tensor is None else "has other values"
+    if tensor is not None and tuple(tensor.shape) != weight.shape:
+        found = f"has shape {tuple(tensor.shape)} instead of {weight.shape}"
+    return Fault(
+        FaultKind.DIGEST_DIFFERS,
+        f"{path} {found} in the state_dict given",
+        "hand in the state_dict of the model the trail was captured from",
+        module=path,
+    )
+
+
+def _absent(path: Path) -> Fault:
+    return Fault(
+        FaultKind.MISSING_PAYLOAD,
+        f"the trail was saved without the values of {path}",
+        "hand in the model's state_dict",
+        module=path,
+    )
+
+
+def _other_model(base: Graph, found: Graph) -> Fault:
+    edits = edits_between(base, found, lambda _: RuleName("capture"))
+    first = f"; the first of {len(edits)} differences: {str(edits[0])[:160]}" if edits else ""
+    return Fault(
+        FaultKind.DIGEST_DIFFERS,
+        f"the model captured again gives {found.digest[:12]}, the trail starts at"
+        f" {base.digest[:12]}{first}",
+        "hand in the model the trail was captured from, in the same mode",
+    )
+
+
+def _not_measured() -> Fault:
+    return Fault(
+        FaultKind.BAD_ARGUMENT,
+        "the trail holds no calibration to compare with",
+        "leave calibration= out",
+    )
