@@ -16,7 +16,7 @@ from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, Path
 from fqx.ir.node import Node
-from fqx.ir.tree import build, fit_call, flatten
+from fqx.ir.tree import build, call_leaf, fit_call
 from fqx.judge.meaning import MEANINGS, memory_format
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, attempt, gather, is_success
@@ -93,7 +93,7 @@ def _function(graph: Graph, node: Node, leaves: Leaves) -> Result[Callable[..., 
     if node.op in MEANINGS:
         return Success(MEANINGS[node.op])
     if node.op == "leaf":
-        return _leaf(graph, str(node.attrs["path"]), leaves)
+        return _leaf(graph, node, leaves)
     found = attempt(lambda: _overload(node), lambda _: _unknown(node))
     return found if "type" in node.attrs else Failure(_unknown(node))
 
@@ -116,17 +116,14 @@ def _unknown(node: Node) -> Fault:
     )
 
 
-def _leaf(graph: Graph, path: str, leaves: Leaves) -> Result[Callable[..., object], Fault]:
+def _leaf(graph: Graph, node: Node, leaves: Leaves) -> Result[Callable[..., object], Fault]:
+    path, how = str(node.attrs["path"]), str(node.attrs["call"])
     held = graph.leaves.get(Path(path))
     module = leaves.get(path, held.payload if held is not None else None)
     if not callable(module):
         remedy = f"hand it in: leaves={{{path!r}: module}}"
         return Failure(Fault(FaultKind.MISSING_LEAF, f"there is no module for {path}", remedy))
-
-    def call(xs: tuple[object, ...], **_: object) -> object:
-        return flatten(module(*xs)).leaves
-
-    return Success(call)
+    return Success(lambda xs, **_: call_leaf(module, how, xs))
 
 
 def _keywords(node: Node) -> dict[str, object]:

@@ -281,7 +281,7 @@ _ROWS: Final = (
 
     # Boundaries. `type` is the canonical JSON of the value's type.
     _op("input()", rules.unknown, BOUNDARY),
-    _op("leaf(xs*; path, type)", rules.declared, BOUNDARY, CONTAINER),
+    _op("leaf(xs*; path, type, call='')", rules.declared, BOUNDARY, CONTAINER),
     _op("observe(x, *states; observer, intent=None)", rules.same_type, BOUNDARY),
     _op("quantize(x, scale, zero_point; qmin, qmax, dtype, axis=None, block=None)",
         rules.with_dtype, BOUNDARY),

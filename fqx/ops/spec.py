@@ -48,9 +48,7 @@ _SPECS: Final = {
     Stage.LOWERED: _Spec(quantizers=True, kernels=True),
 }
 
-_CONTAINERS: Final = frozenset(
-    name for name, row in OPS.items() if Trait.CONTAINER in row.traits and name != "leaf"
-)
+_CONTAINERS: Final = frozenset(name for name, row in OPS.items() if Trait.CONTAINER in row.traits)
 
 
 def check(graph: Graph, stage: Stage) -> Result[None, Fault]:
