@@ -30,11 +30,12 @@ from fqx.num.scheme import QSpec
 MOST_LEVELS = 4096
 """Quantizers with more levels take the whole range: there is nothing to gain from clipping."""
 
-_BLOCK = 32
+_BLOCK = 8
 _RATIO = 2.0**-0.25
 _JOINT = tuple(range(25))
-_SINGLE = tuple(range(-8, 17))
+_SINGLE = tuple(range(-6, 13))
 _FINE = tuple(range(-4, 5))
+_ROUNDS = ((_SINGLE, _RATIO), (_FINE, 2.0**-0.0625), (_FINE, 2.0**-0.015625))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +69,19 @@ def ranges(spec: QSpec, states: Sequence[State]) -> tuple[torch.Tensor, torch.Te
     high = torch.stack([state.high for state in states]).clamp(min=0.0)
     if spec.observer.search == "minmax" or spec.qmax - spec.qmin >= MOST_LEVELS:
         return low, high
+    # ranges with one free end need a fraction of the candidates, so they go by themselves
+    free = bool(spec.symmetric) | (low == 0.0) | (high == 0.0)
+    order = torch.argsort(free.to(torch.int8), stable=True).tolist()
+    twos = int((~free).sum())
+    blocks = [order[at : min(at + _BLOCK, twos)] for at in range(0, twos, _BLOCK)]
+    blocks += [order[at : at + _BLOCK] for at in range(twos, len(order), _BLOCK)]
     found = [
-        _block_ranges(spec, states[at : at + _BLOCK], low[at : at + _BLOCK], high[at : at + _BLOCK])
-        for at in range(0, len(states), _BLOCK)
+        _block_ranges(spec, [states[i] for i in block], low[block], high[block], at_once)
+        for block, at_once in ((block, bool(free[block[0]])) for block in blocks)
     ]
-    return torch.cat([one for one, _ in found]), torch.cat([two for _, two in found])
+    back = torch.tensor(order).argsort()
+    lows, highs = (torch.cat([pair[end] for pair in found])[back] for end in (0, 1))
+    return lows, highs
 
 
 def power_and_noise(
@@ -85,7 +94,7 @@ def power_and_noise(
     if exponent == NO_EXPONENT:
         return 0.0, 0.0
     nothing = torch.zeros(1, dtype=torch.float64)
-    tables = _tables(counts[None], [exponent], nothing, nothing)
+    tables = _tables(_without_zeros(counts[None]), [exponent], nothing, nothing)
     step = torch.tensor([[scale]], dtype=torch.float64) * tables.unit
     zeros = torch.tensor([[float(zero)]], dtype=torch.float64)
     noise = _squared_error(tables, step, zeros, qmin, qmax)
@@ -120,10 +129,11 @@ def tree_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def logarithm(x: torch.Tensor) -> torch.Tensor:
-    """Natural logarithm of positive normal float64 from elementwise + - * / alone.
+    """Natural logarithm of positive normal float64, to 1e-9, from elementwise + - * / alone.
 
-    ln(m 2^e) = e ln 2 + 2 artanh((m - 1)/(m + 1)) with m in [sqrt(1/2), sqrt(2)); the series is cut
-    where its next term is below 2^-53.
+    ln(m 2^e) = e ln 2 + 2 artanh((m - 1)/(m + 1)) with m in [sqrt(1/2), sqrt(2)); the series in
+    r = (m - 1)/(m + 1), at most 0.172, is cut after r^9 / 9. torch's own logarithm may differ
+    between instruction sets.
     """
     mantissa, exponent = torch.frexp(x)
     small = mantissa < math.sqrt(0.5)
@@ -131,24 +141,41 @@ def logarithm(x: torch.Tensor) -> torch.Tensor:
     power = exponent.to(torch.float64) - small.to(torch.float64)
     ratio = (mantissa - 1.0) / (mantissa + 1.0)
     square = ratio * ratio
-    series = torch.full_like(ratio, 1.0 / 21.0)
-    for odd in range(19, 0, -2):
-        series = series * square + 1.0 / odd
-    return power * math.log(2.0) + 2.0 * ratio * series
+    series = torch.full_like(ratio, 1.0 / 9.0)
+    for odd in range(7, 0, -2):
+        # two roundings each, never a fused multiply-add
+        series.mul_(square).add_(1.0 / odd)
+    return series.mul_(ratio).mul_(2.0).add_(power.mul_(math.log(2.0)))
 
 
 def _block_ranges(
-    spec: QSpec, states: Sequence[State], low: torch.Tensor, high: torch.Tensor
+    spec: QSpec, states: Sequence[State], low: torch.Tensor, high: torch.Tensor, one_end: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = [state.counts for state in states if state.counts is not None]
+    if spec.symmetric:
+        high = torch.maximum(-low, high)
+        low = -high
+    counts = torch.stack([state.counts for state in states if state.counts is not None])
     exponents = [int(state.exponent) for state in states if state.exponent is not None]
-    tables = _tables(torch.stack(counts), exponents, low, high)
-    if spec.observer.search == "percentile":
-        return _percentiles(spec, tables, low, high)
-    cost = _error_cost(spec, tables)
+    if spec.observer.search == "mse":
+        tables = _tables(_without_zeros(counts), exponents, low, high)
+        return _descend(_error_cost(spec, tables), low, high, one_end)
+    tables = _tables(counts, exponents, low, high)
     if spec.observer.search == "entropy":
-        cost = _entropy_cost(spec, tables)
-    return _descend(cost, low, high, spec.symmetric)
+        return _descend(_entropy_cost(spec, tables), low, high, one_end)
+    return _percentiles(spec, tables, low, high)
+
+
+def _without_zeros(counts: torch.Tensor) -> torch.Tensor:
+    """Counts without the exact zeros that relu and padding leave, which quantize without error.
+
+    They stand in the first bin of the positive side; what it holds more than its neighbours is
+    taken for zeros.
+    """
+    middle = counts.shape[1] // 2
+    beside = torch.maximum(counts[:, middle - 1], counts[:, middle + 1])
+    kept = counts.clone()
+    kept[:, middle] = torch.minimum(counts[:, middle], beside)
+    return kept
 
 
 def _tables(
@@ -181,22 +208,15 @@ def _tables(
 
 
 def _descend(
-    cost: _Objective, low: torch.Tensor, high: torch.Tensor, symmetric: bool
+    cost: _Objective, low: torch.Tensor, high: torch.Tensor, one_end: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best range on a geometric grid: both ends together, each end alone, then finer."""
-    if symmetric:
-        high = torch.maximum(-low, high)
-        low = -high
-    best_low, best_high = _best(cost, (low, high), (low, high), _JOINT, _JOINT, _RATIO)
-    rounds = [(_SINGLE, _RATIO), (_FINE, _RATIO**0.25), (_FINE, _RATIO**0.0625)]
-    for steps, ratio in rounds:
+    best = _best(cost, (low, high), (low, high), _JOINT, _JOINT, _RATIO)
+    for steps, ratio in _ROUNDS[one_end:]:
         still = (0,) * len(steps)
-        turns = [(steps, steps)] if symmetric else [(still, steps), (steps, still)]
-        for low_steps, high_steps in turns:
-            best_low, best_high = _best(
-                cost, (low, high), (best_low, best_high), low_steps, high_steps, ratio
-            )
-    return best_low, best_high
+        for lows, highs in [(steps, steps)] if one_end else [(still, steps), (steps, still)]:
+            best = _best(cost, (low, high), best, lows, highs, ratio)
+    return best
 
 
 def _best(
@@ -336,7 +356,7 @@ def _percentiles(
         half = tables.bins // 2
         sizes = counts[:, half:] + counts[:, :half].flip(1)
         reach = _quantile(sizes, tables.total[:, 0] * (1.0 - share)) / tables.unit[:, 0]
-        reach = torch.minimum(reach, torch.maximum(-low, high))
+        reach = torch.minimum(reach, high)
         return -reach, reach
     # a side without values beyond zero has no tail to give away
     two_sided = (low < 0.0) & (high > 0.0)
