@@ -8,12 +8,13 @@ already imported; nothing is imported because a file names it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fqx.ir.arg import Arg, DType, same
+from fqx.ir.arg import Arg, DType, canonical, same
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.signature import (
     Dim,
@@ -22,11 +23,14 @@ from fqx.ir.signature import (
     Signature,
     TensorType,
     Tree,
+    decode_tree,
+    encode_tree,
     tree_leaves,
 )
-from fqx.kit.result import Failure, Result, Success, gather
+from fqx.kit.frozen import FrozenMap
+from fqx.kit.result import Failure, Result, Success, fold, gather
 
-__all__ = ["build", "fit_call", "flatten", "leaf_names", "pairs"]
+__all__ = ["build", "call_leaf", "fit_call", "flatten", "leaf_call", "leaf_names", "pairs"]
 
 _ORDERED = "collections:OrderedDict"
 
@@ -107,6 +111,53 @@ def fit_call(
         .map(lambda found: _by_index(signature, (pair for inner in found for pair in inner)))
         .bind(lambda values: _checked(signature, values))
     )
+
+
+def leaf_call(args: Tree, kwargs: Tree, output: Tree) -> str:
+    """How a module kept whole is called, as text for a `leaf` node; empty for the plain way.
+
+    The plain way: tensors by position, a tensor or a tuple of tensors in return. Else the leaves of
+    the trees are indices of tensors, or constants as `{"constant": value}`.
+    """
+    by_position = all(item.leaf == index for index, item in enumerate(args.items))
+    flat = output.kind == "tuple" and all(isinstance(item.leaf, int) for item in output.items)
+    if by_position and not kwargs.items and (isinstance(output.leaf, int) or flat):
+        return ""
+    trees = {"args": args, "kwargs": kwargs, "output": output}
+    return canonical({name: encode_tree(tree) for name, tree in trees.items()})
+
+
+def call_leaf(module: Callable[..., object], call: str, xs: Sequence[object]) -> tuple[object, ...]:
+    """Call a module kept whole with its tensors as the `call` of its node says: its results.
+
+    TypeError or ValueError if the module returns other containers than it did at capture.
+    """
+    if not call:
+        value = module(*xs)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    code = json.loads(call)
+
+    def of_leaf(leaf: Arg) -> object:
+        return leaf["constant"] if isinstance(leaf, FrozenMap) else xs[int(str(leaf))]
+
+    args = build(decode_tree(code["args"]), of_leaf)
+    kwargs = build(decode_tree(code["kwargs"]), of_leaf)
+    value = module(*(args if isinstance(args, tuple) else ()), **_as_dict(kwargs))
+    found = pairs(decode_tree(code["output"]), value)
+    return fold(found, _in_order, lambda fault: _refuse(fault.reason))
+
+
+def _as_dict(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _in_order(found: tuple[tuple[Arg, object], ...]) -> tuple[object, ...]:
+    values = {leaf: value for leaf, value in found if isinstance(leaf, int)}
+    return tuple(values[index] for index in sorted(values))
+
+
+def _refuse(reason: str) -> tuple[object, ...]:
+    raise ValueError(f"a leaf module returned something else than at capture: {reason}")
 
 
 def _taken(value: object, leaves: list[object]) -> Tree:

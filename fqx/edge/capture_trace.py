@@ -1,0 +1,197 @@
+"""The symbolic front end: an fx trace that executes nothing behind the user's back."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fqx.edge.capture_inputs import Example
+from fqx.edge.capture_run import Returned, quietly, take_outputs
+from fqx.edge.capture_types import storage_of
+from fqx.edge.locate import fault_of
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.names import Path
+from fqx.kit.result import Failure, Result, Success
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """An fx program of a model, what it returns, and storages of tensors made while tracing."""
+
+    module: fx.GraphModule
+    returned: Returned
+    transient: frozenset[int]
+
+
+def trace(model: nn.Module, example: Example, modules: Mapping[int, str]) -> Result[Traced, Fault]:
+    """Trace with `torch.fx`; modules of torch itself stay calls, which the export looks into.
+
+    Guards against what an fx trace does silently: buffers are symbols and not tensors, in-place
+    operators and item assignment are recorded as such, random numbers, writes into tensors of the
+    model and autocast blocks are faults, and so is a symbol left behind on the model.
+    """
+    returned, guard = Returned(), _Guard()
+    tracer = _Tracer(example, returned, guard)
+
+    def traced() -> fx.GraphModule:
+        with guard:
+            graph = tracer.trace(model)
+        for node in graph.nodes:
+            if node.op == "call_module":
+                # export then records the scopes inside the called module
+                node.meta.pop("nn_module_stack", None)
+        return fx.GraphModule(model, graph)
+
+    return quietly(traced, lambda error, said: fault_of(error, modules, said)).bind(
+        lambda module: _checked(model, module, tracer, returned)
+    )
+
+
+class _Mutable(fx.Proxy):
+    """A symbol that records `x += y` and `x[i] = y` as the writes they are."""
+
+    def __setitem__(self, index: object, value: object) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _recording(write: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def method(self: fx.Proxy, other: object) -> fx.Proxy:
+        made: fx.Proxy = self.tracer.create_proxy("call_function", write, (self, other), {})
+        return made
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(_Mutable, f"__i{_name}__", _recording(getattr(operator, f"i{_name}")))
+
+
+class _Guard(TorchDispatchMode):
+    """Notes what runs on real tensors during the trace: new storages, random numbers, writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[int] = set()
+        self.kept: list[torch.Tensor] = []
+        self.random = ""
+        self.written = ""
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        del types
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.random = self.random or func.name()
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            if storage_of(value) not in self.made:
+                self.written = self.written or func.name()
+                return value
+        operands = {storage_of(value) for value in args}
+        result: object = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and storage_of(result) not in operands:
+            self.kept.append(result)
+            self.made.add(storage_of(result) or 0)
+        return result
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+    record_stack_traces = True
+    _record_forward_stack_traces_only = True
+
+    def __init__(self, example: Example, returned: Returned, guard: _Guard) -> None:
+        super().__init__()
+        self.example = example
+        self.returned = returned
+        self.guard = guard
+        self.autocast = ""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[object]]:
+        """One symbol per tensor of the example; everything else is what it is."""
+        del is_module, concrete_args
+        symbols = [
+            self.create_proxy("placeholder", f"input_{index}", (), {})
+            for index in range(len(self.example.tensors))
+        ]
+
+        def flat(root: nn.Module, *tensors: object) -> tuple[object, ...]:
+            args, kwargs = self.example.arrange(tensors)
+            value = root_fn(root, *args, **kwargs)
+            return take_outputs(value, self.returned, (fx.Proxy, torch.Tensor))
+
+        return flat, [self.root, *symbols]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A symbol that takes writes."""
+        return _Mutable(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch's own modules and stubs are called, not traced into."""
+        return hasattr(m, "fqx_class") or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: object, **kwargs: object) -> fx.Node:
+        """Record a call; one under autocast is noted."""
+        node: fx.Node = super().create_node(*args, **kwargs)  # type: ignore[arg-type]  # passed on
+        if torch.is_autocast_enabled("cpu"):
+            self.autocast = self.autocast or str(node.target)
+        return node
+
+
+def _checked(
+    model: nn.Module, module: fx.GraphModule, tracer: _Tracer, returned: Returned
+) -> Result[Traced, Fault]:
+    guard = tracer.guard
+    if guard.random:
+        return Failure(
+            Fault(
+                FaultKind.RANDOM_OP,
+                f"{guard.random} draws random numbers while the model runs",
+                "make the numbers an input or a buffer",
+            )
+        )
+    if guard.written:
+        return Failure(
+            Fault(
+                FaultKind.UNFUNCTIONAL_WRITE,
+                f"{guard.written} writes into a tensor the model keeps",
+                "return the new value instead, or keep the module whole: leaves=('path',)",
+            )
+        )
+    if tracer.autocast:
+        return Failure(
+            Fault(
+                FaultKind.AMBIENT_AUTOCAST,
+                f"{tracer.autocast} runs under torch.autocast",
+                "write the casts (.to(dtype)) where they are meant",
+            )
+        )
+    return _clean(model).map(lambda _: Traced(module, returned, frozenset(guard.made)))
+
+
+def _clean(model: nn.Module) -> Result[None, Fault]:
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._buffers}
+        for name, value in held.items():
+            if isinstance(value, fx.Proxy):
+                return Failure(
+                    Fault(
+                        FaultKind.UNFUNCTIONAL_WRITE,
+                        f"forward stores a value in the attribute {name!r}",
+                        f"return it instead, or keep the module whole: leaves=({path!r},)",
+                        module=Path(path),
+                    )
+                )
+    return Success(None)
