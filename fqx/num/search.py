@@ -31,11 +31,13 @@ MOST_LEVELS = 4096
 """Quantizers with more levels take the whole range: there is nothing to gain from clipping."""
 
 _BLOCK = 8
-_RATIO = 2.0**-0.25
+# written out, since a library's power function may round differently elsewhere
+_RATIO, _FINER, _FINEST = 0.8408964152537145, 0.9576032806985737, 0.9892280131939755
 _JOINT = tuple(range(25))
 _SINGLE = tuple(range(-6, 13))
 _FINE = tuple(range(-4, 5))
-_ROUNDS = ((_SINGLE, _RATIO), (_FINE, 2.0**-0.0625), (_FINE, 2.0**-0.015625))
+_LN2 = 0.6931471805599453
+_ROUNDS = ((_SINGLE, _RATIO), (_FINE, _FINER), (_FINE, _FINEST))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +147,7 @@ def logarithm(x: torch.Tensor) -> torch.Tensor:
     for odd in range(7, 0, -2):
         # two roundings each, never a fused multiply-add
         series.mul_(square).add_(1.0 / odd)
-    return series.mul_(ratio).mul_(2.0).add_(power.mul_(math.log(2.0)))
+    return series.mul_(ratio).mul_(2.0).add_(power.mul_(_LN2))
 
 
 def _block_ranges(

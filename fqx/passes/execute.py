@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName, Path
 from fqx.ir.node import Node
-from fqx.ir.tree import build, fit_call, flatten
+from fqx.ir.tree import build, call_leaf, fit_call
 from fqx.kit.result import Failure, Result, Success, attempt, gather
 from fqx.num.tensors import tensor_of
 from fqx.passes.calls import Function, TorchCall, as_torch, torch_call
@@ -187,7 +188,7 @@ def _output_refs(graph: Graph) -> tuple[NodeRef, ...]:
 def _call_of(graph: Graph, node: Node, leaves: Leaves) -> Result[TorchCall, Fault]:
     if node.op != OpName("leaf"):
         return torch_call(node)
-    path = Path(str(node.attrs["path"]))
+    path, how = Path(str(node.attrs["path"])), str(node.attrs["call"])
     held = graph.leaves.get(path)
     module = leaves.get(path) or (held.payload if held is not None else None)
     if not callable(module):
@@ -199,16 +200,7 @@ def _call_of(graph: Graph, node: Node, leaves: Leaves) -> Result[TorchCall, Faul
                 module=path,
             )
         )
-    return Success(TorchCall(_opened(module), (as_torch(node.args[0]),), {}))
-
-
-def _opened(module: Callable[..., object]) -> Function:
-    """A module kept whole as a function that gives its results as a flat tuple."""
-
-    def call(operands: tuple[object, ...]) -> tuple[object, ...]:
-        return flatten(module(*operands)).leaves
-
-    return call
+    return Success(TorchCall(partial(call_leaf, module, how), (as_torch(node.args[0]),), {}))
 
 
 _Weights: TypeAlias = Callable[[Path], Result[torch.Tensor, Fault]]
