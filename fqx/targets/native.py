@@ -9,7 +9,7 @@ from fqx.ir.names import OpName
 from fqx.kit.result import Failure, Result, Success
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Need, UnitKind
-from fqx.targets.shapes import shape_kinds
+from fqx.targets.shapes import shape_kernels, shape_kinds
 
 ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
 
@@ -72,7 +72,7 @@ _MORE: dict[str, tuple[UnitKind, ...]] = {
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),
-    Kernel(OpName("native.dequantize"), ("x",), ()),
+    Kernel(OpName("native.dequantize"), ("x",), ("dtype",)),
     *(
         Kernel(
             OpName(f"native.conv{n}d"),
@@ -101,6 +101,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel(OpName("native.add"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "engine")),
+    *shape_kernels("native"),
 )
 
 

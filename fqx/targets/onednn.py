@@ -5,7 +5,7 @@ from __future__ import annotations
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Need, UnitKind
-from fqx.targets.shapes import shape_kinds
+from fqx.targets.shapes import shape_kernels, shape_kinds
 
 _BOTH = frozenset({Form.INT8, Form.FLOAT})
 _WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
@@ -106,6 +106,8 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("onednn.mul"), ("x", "y"), _PAIR),
+    Kernel(OpName("plain.shift"), ("x",), ()),
+    *shape_kernels("plain"),
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fqx.ir.names import OpName
+from fqx.ops.catalogue import OPS
+from fqx.policy.target import Kernel
 from fqx.policy.units import Need, UnitKind
 
 MOVING: tuple[str, ...] = (
@@ -65,3 +67,27 @@ def _kind(form: str, op: str) -> UnitKind:
     int8 = ("xs",) if op in JOINING else ("x",)
     needs = _NEEDS.get(op, frozenset())
     return UnitKind(op, OpName(op), kernel, (), int8, shares=True, needs=needs)
+
+
+def shape_kernels(form: str) -> tuple[Kernel, ...]:
+    """The schemas of the kernels among those rows."""
+    return tuple(_kernel(form, op) for op in (*MOVING, *ZERO_AWARE) if _named(form, op))
+
+
+def _named(form: str, op: str) -> bool:
+    return form == "native" or op in ZERO_AWARE
+
+
+def _kernel(form: str, op: str) -> Kernel:
+    row = OPS[OpName(op)]
+    name = OpName(f"{form}.{op}")
+    match op:
+        case "relu":
+            return Kernel(name, ("x",), ("zero_point",))
+        case "clamp":
+            return Kernel(name, ("x",), ("low", "high"))
+        case "pad":
+            return Kernel(name, ("x", "pad"), ("zero_point",))
+        case _:
+            operands = tuple(item.name for item in row.operands)
+            return Kernel(name, operands, tuple(item.name for item in row.attrs))

@@ -1,0 +1,702 @@
+"""`lower`: each unit of the reference program becomes one kernel of the target.
+
+    x -> dequantize -> conv2d -> relu -> quantize -> y        x -> onednn.conv2d -> y
+         weight -> dequantize ^                            weight ^
+
+Only what the reference program says is looked at, never a plan: a unit is an operator whose
+operands come out of `dequantize`, with what it absorbs, up to the `quantize` behind it. Qparams
+move into the kernel's attributes and do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fqx.ir.arg import Arg, DType, Json, NodeRef, Ref, WeightRef, map_refs, refs_in
+from fqx.ir.compare import edits_between
+from fqx.ir.diff import rewritten
+from fqx.ir.fault import Fault
+from fqx.ir.graph import OUTPUT, Graph, Use, fresh_id, users
+from fqx.ir.names import NodeId, OpName, RuleName, Stage
+from fqx.ir.node import Node, Origin
+from fqx.ir.signature import TensorType, Tree, Type
+from fqx.kit.frozen import FrozenMap, Table, row
+from fqx.kit.result import Result
+from fqx.num.affine import quantize
+from fqx.ops.catalogue import OPS, Trait
+from fqx.ops.types import types
+from fqx.passes.pipeline import Pass, Rewrite
+from fqx.policy.target import Target
+from fqx.policy.units import Form, Need, NoUnit, Place, Unit, UnitKind, unit_at
+
+NAME = RuleName("lower")
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """One unit that runs as a kernel: its nodes, the kernel, and the form of its result."""
+
+    anchor: NodeId
+    unit: str
+    nodes: tuple[NodeId, ...]
+    kernel: OpName
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """What lower did: every unit that became a kernel, and why each other one stays float."""
+
+    target: Target
+    units: tuple[Lowered, ...]
+    misses: tuple[NoUnit, ...]
+
+    kind = "lowering"
+
+    def to_json(self) -> Json:
+        """The lowering as plain data."""
+        return {
+            "target": self.target.to_json(),
+            "label": self.target.label,
+            "units": [
+                {
+                    "anchor": item.anchor,
+                    "unit": item.unit,
+                    "nodes": list(item.nodes),
+                    "kernel": item.kernel,
+                    "form": item.form.value,
+                }
+                for item in self.units
+            ],
+            "misses": [{"node": miss.at, "why": miss.why} for miss in self.misses],
+        }
+
+    def __repr__(self) -> str:
+        counts: dict[str, int] = {}
+        for item in self.units:
+            counts[item.kernel] = counts.get(item.kernel, 0) + 1
+        top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+        lines = [f"Lowering to {self.target.label}: {len(self.units)} kernels"]
+        lines += [f"  {count} × {kernel}" for kernel, count in top]
+        lines += [f"  float: {miss.at}: {miss.why}" for miss in self.misses[:3]]
+        return "\n".join(lines)
+
+
+def lower(target: Target) -> Pass:
+    """Replaces every unit the target has a kernel for; the others stay float, with a reason.
+
+    Takes QUANTIZED graphs, gives LOWERED ones; its evidence is a `Lowering`. A unit fed the same
+    integers gives the reference unit's within one quantum.
+    """
+    options: FrozenMap[Arg] = FrozenMap({"target": target.label})
+    return Pass(
+        "lower",
+        options,
+        frozenset({Stage.QUANTIZED}),
+        Stage.LOWERED,
+        lambda graph: _lower(graph, target),
+    )
+
+
+def _lower(graph: Graph, target: Target) -> Result[Rewrite, Fault]:
+    shop = _Shop(graph, target)
+    shop.work()
+    made = shop.graph()
+    edits = edits_between(graph, made, lambda _: NAME)
+    return rewritten(graph, edits).map(lambda done: Rewrite(done.graph, done.diff, shop.lowering()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """A value before its dequantize: the node, its qparams and the range it was clamped to."""
+
+    node: NodeId
+    scale: float
+    zero_point: int
+    dtype: DType
+    qmin: int
+    qmax: int
+
+    @property
+    def params(self) -> tuple[float, int, DType, int, int]:
+        """Everything but the node."""
+        return (self.scale, self.zero_point, self.dtype, self.qmin, self.qmax)
+
+
+@dataclass(slots=True)
+class _Shop:
+    """A graph while its units are replaced.
+
+    `swaps` holds the new node at an id, `reads` what stands for a value now, `extra` the nodes
+    that come right before an id, `late` the units by where they ended, `twins` the nodes
+    on integers that take the names of those on floats where these are gone.
+    """
+
+    source: Graph
+    target: Target
+    users: dict[NodeId, tuple[Use, ...]] = field(init=False)
+    position: dict[NodeId, int] = field(init=False)
+    types: dict[NodeId, Type] = field(init=False)
+    place: Place = field(init=False)
+    swaps: dict[NodeId, Node] = field(default_factory=dict)
+    reads: dict[NodeId, NodeId] = field(default_factory=dict)
+    extra: dict[NodeId, list[Node]] = field(default_factory=dict)
+    late: dict[NodeId, NodeId] = field(default_factory=dict)
+    claimed: set[NodeId] = field(default_factory=set)
+    taken: dict[NodeId, None] = field(default_factory=dict)
+    units: list[Lowered] = field(default_factory=list)
+    misses: dict[NodeId, str] = field(default_factory=dict)
+    twins: dict[NodeId, NodeId] = field(default_factory=dict)
+    moved: dict[tuple[NodeId, tuple[float, int, DType, int, int]], NodeId | NoUnit] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        graph = self.source
+        self.users, self.types = users(graph), types(graph)
+        self.position = {name: index for index, name in enumerate(graph.order)}
+        self.taken = dict.fromkeys(graph.order)
+        self.place = Place(
+            graph, self.users, self.position, self.types, lambda name: name not in self.claimed
+        )
+
+    # What is there.
+
+    def work(self) -> None:
+        """Replace what can be, in program order."""
+        kinds: dict[OpName, tuple[UnitKind, ...]] = {}
+        for node in self.source:
+            if node.op == "quantize":
+                self._move(node)
+            elif node.op not in ("dequantize", "input") and node.id not in self.claimed:
+                found = kinds.setdefault(node.op, self._kinds(node.op))
+                self._anchor(node, found)
+        if self.target.form == "quantized":
+            self._borders()
+
+    def _kinds(self, op: OpName) -> tuple[UnitKind, ...]:
+        """Rows to try, longest first; an addend that is read again is copied, not refused."""
+        rows = [row for row in self.target.kinds(op) if not row.shares]
+        freed = [replace(row, needs=row.needs - {Need.FREE_ADDEND}) for row in rows]
+        return tuple(sorted(freed, key=lambda row: -len(row.absorbs)))
+
+    def _anchor(self, node: Node, kinds: tuple[UnitKind, ...]) -> None:
+        if not kinds:
+            self._miss_if_quantized(node)
+            return
+        why = ""
+        for kind in kinds:
+            unit, misses = unit_at(self.place, (kind,), node.id)
+            if unit is None:
+                why = misses[-1].why if misses else why
+                continue
+            made = self._kernel(unit)
+            if not isinstance(made, NoUnit):
+                return
+            why = made.why
+        if self._reads_integers(node):
+            self.misses[node.id] = why
+
+    def _miss_if_quantized(self, node: Node) -> None:
+        row = OPS.get(node.op)
+        moves = row is not None and Trait.SAME_QPARAMS in row.traits
+        ends = all(
+            use.user != OUTPUT and self.source[use.user].op == "quantize"
+            for use in self.users[node.id]
+        )
+        if not moves and self._reads_integers(node) and ends and self.users[node.id]:
+            self.misses[node.id] = f"{self.target.label} has no kernel for {node.op}"
+
+    def _reads_integers(self, node: Node) -> bool:
+        return any(self._integers(NodeRef(name)) is not None for name in node.inputs())
+
+    def _integers(self, arg: Arg) -> _Integers | None:
+        """What an operand is before its dequantize, if one scale and zero point say so."""
+        node = self.source.nodes.get(arg.id) if isinstance(arg, NodeRef) else None
+        if node is None or node.op != "dequantize" or node.attrs["axis"] is not None:
+            return None
+        held, scale, zero_point = node.args
+        if not isinstance(held, NodeRef) or not isinstance(scale, float):
+            return None
+        maker = self.source[held.id]
+        if not isinstance(zero_point, int) or maker.op != "quantize":
+            return None
+        dtype, qmin, qmax = (maker.attrs[name] for name in ("dtype", "qmin", "qmax"))
+        if not (isinstance(dtype, DType) and isinstance(qmin, int) and isinstance(qmax, int)):
+            return None
+        return _Integers(held.id, scale, zero_point, dtype, qmin, qmax)
+
+    def _result(self, name: NodeId) -> Node | None:
+        """The quantize that alone reads a value, if one does."""
+        uses = self.users[name]
+        if len(uses) != 1 or uses[0].user == OUTPUT:
+            return None
+        node = self.source[uses[0].user]
+        return node if node.op == "quantize" and _quantizer(node) is not None else None
+
+    def _at(self, name: NodeId) -> NodeId:
+        """What stands for a value now."""
+        return self.reads.get(name, name)
+
+    # Kernels.
+
+    def _kernel(self, unit: Unit) -> Lowered | NoUnit:
+        anchor = self.source[unit.anchor]
+        behind = self._result(unit.last)
+        form = Form.FLOAT if behind is None else Form.INT8
+        if form not in unit.kind.outputs or unit.kind.kernel is None:
+            why = "its result is read as float" if unit.kind.kernel else "the unit has no kernel"
+            return NoUnit(anchor.id, why)
+        rank = _rank_wanted(anchor.op)
+        if rank is not None and _rank(self.types, anchor.args[0]) != rank:
+            return NoUnit(anchor.id, f"its input is not known to have {rank} dimensions")
+        draft = self._draft(unit, None if behind is None else _quantizer(behind))
+        if isinstance(draft, NoUnit):
+            return draft
+        self._accept(unit, draft, behind)
+        made = Lowered(anchor.id, unit.kind.name, unit.nodes, draft.op, form)
+        self.units.append(made)
+        return made
+
+    def _accept(self, unit: Unit, draft: Node, behind: Node | None) -> None:
+        self.swaps[unit.anchor] = draft
+        self.claimed.update(unit.nodes)
+        for name in unit.nodes[1:]:
+            self.reads[name] = unit.anchor
+        if behind is not None:
+            self.reads[behind.id] = unit.anchor
+            self.claimed.add(behind.id)
+        if len(unit.nodes) > 1:
+            self.late[unit.last] = unit.anchor
+
+    def _draft(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
+        anchor = self.source[unit.anchor]
+        if unit.kind.weight is None:
+            return self._pair(unit, out)
+        x = self._operand(anchor.args[0], anchor.id)
+        if isinstance(x, NoUnit):
+            return x
+        weight = self._weight(unit.kind, anchor)
+        if isinstance(weight, NoUnit):
+            return weight
+        bias = anchor.args[2]
+        attrs = self._attrs(unit, anchor, x, out)
+        args: tuple[Arg, ...] = (NodeRef(x.node), *weight, bias)
+        if unit.other is not None:
+            other = self._operand(NodeRef(unit.other), anchor.id)
+            if isinstance(other, NoUnit):
+                return other
+            if out is None or other.dtype != out.dtype:
+                return NoUnit(anchor.id, "the addend has another integer type than the sum")
+            args = (*args, NodeRef(other.node))
+            attrs["keeps_other"] = True
+            if self.target.form == "plain":
+                attrs |= {"other_scale": other.scale, "other_zero_point": other.zero_point}
+        kernel = unit.kind.kernel
+        assert kernel is not None
+        return Node(anchor.id, kernel, args, FrozenMap(attrs), self._origin(unit))
+
+    def _origin(self, unit: Unit) -> Origin:
+        origin = self.source[unit.anchor].origin
+        return replace(origin, parents=unit.nodes) if len(unit.nodes) > 1 else origin
+
+    def _operand(self, arg: Arg, at: NodeId) -> _Integers | NoUnit:
+        held = self._integers(arg)
+        if held is None:
+            return NoUnit(at, "an operand is not quantized by one literal scale")
+        now = replace(held, node=self._at(held.node))
+        if held.dtype is DType.UINT8:
+            return now
+        if held.dtype is not DType.INT8 or self.target.form != "plain":
+            return NoUnit(at, f"the kernel does not take {held.dtype.value} activations")
+        return self._shifted(now, held.node, at)
+
+    def _shifted(self, held: _Integers, name: NodeId, at: NodeId) -> _Integers:
+        """The same values as uint8: code and zero point 128 higher, which is exact."""
+        shift = fresh_id(self.taken, name, "shift")
+        self.taken[shift] = None
+        node = Node(
+            shift,
+            OpName("plain.shift"),
+            (NodeRef(held.node),),
+            FrozenMap(),
+            replace(self.source[name].origin, parents=(name,)),
+        )
+        self.extra.setdefault(at, []).append(node)
+        ends = (held.qmin + 128, held.qmax + 128)
+        return _Integers(shift, held.scale, held.zero_point + 128, DType.UINT8, *ends)
+
+    def _weight(self, kind: UnitKind, anchor: Node) -> tuple[Arg, Arg] | NoUnit:
+        ref = anchor.args[1]
+        node = self.source[ref.id] if isinstance(ref, NodeRef) else None
+        if node is None or node.op != "dequantize":
+            return NoUnit(anchor.id, "its weight is not quantized")
+        weight, scale, zero_point = node.args
+        if not isinstance(weight, WeightRef) or not isinstance(scale, (float, WeightRef)):
+            return NoUnit(anchor.id, Need.CONSTANT_WEIGHT.value)
+        if zero_point != 0 or self._dtype(weight) is not DType.INT8:
+            return NoUnit(anchor.id, "the kernel takes symmetric int8 weights only")
+        axis = node.attrs["axis"]
+        if axis is not None and axis != kind.channel_axis:
+            return NoUnit(anchor.id, "the kernel has no scales along that axis of the weight")
+        return weight, scale
+
+    def _dtype(self, ref: WeightRef) -> DType | None:
+        weight = self.source.weights.get(self.source.ties.get(ref.path) or ref.path)
+        return None if weight is None else weight.dtype
+
+    def _attrs(
+        self, unit: Unit, anchor: Node, x: _Integers, out: _Integers | None
+    ) -> dict[str, Arg]:
+        attrs: dict[str, Arg] = dict(anchor.attrs.items())
+        last = self.source[unit.last]
+        acts = unit.last != unit.anchor and last.op != "add"
+        if self.target.form == "plain":
+            attrs |= {"x_scale": x.scale, "x_zero_point": x.zero_point}
+            attrs |= _out_attrs(out)
+        else:
+            assert out is not None
+            attrs |= _out_attrs(out)
+            del attrs["output"]
+            attrs["engine"] = self.target.engine
+        if unit.kind.adds or self.target.form == "quantized":
+            if not anchor.op.startswith("conv_transpose"):
+                attrs["relu"] = acts
+        else:
+            attrs["activation"] = last.op if acts else "none"
+            attrs["activation_args"] = _activation_args(last) if acts else ()
+        return attrs
+
+    def _pair(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
+        anchor = self.source[unit.anchor]
+        x, y = (self._operand(arg, anchor.id) for arg in anchor.args)
+        if isinstance(x, NoUnit):
+            return x
+        if isinstance(y, NoUnit):
+            return y
+        assert out is not None
+        assert unit.kind.kernel is not None
+        if out.dtype is not DType.UINT8:
+            return NoUnit(anchor.id, f"the kernel does not give {out.dtype.value}")
+        attrs = _out_attrs(out)
+        if self.target.form == "plain":
+            attrs |= {"x_scale": x.scale, "x_zero_point": x.zero_point}
+            attrs |= {"y_scale": y.scale, "y_zero_point": y.zero_point}
+        else:
+            del attrs["output"]
+            attrs["engine"] = self.target.engine
+        if anchor.op == "add":
+            attrs["relu"] = unit.last != unit.anchor
+        args = (NodeRef(x.node), NodeRef(y.node))
+        return Node(anchor.id, unit.kind.kernel, args, FrozenMap(attrs), self._origin(unit))
+
+    # Operators that only move integers.
+
+    def _move(self, node: Node) -> None:
+        """dequantize -> movers -> quantize with the same qparams: the movers take the integers."""
+        held = _quantizer(node)
+        source = node.args[0]
+        if held is None or not isinstance(source, NodeRef) or node.id in self.claimed:
+            return
+        maker = self.source[source.id]
+        if maker.op == "dequantize":
+            # the same integers again
+            same = self._integers(source)
+            if same is not None and same.params == held.params:
+                self.reads[node.id] = self._at(same.node)
+                self.claimed.add(node.id)
+            return
+        if not self._movers(maker):
+            return
+        found = self._as_integers(source.id, held)
+        if isinstance(found, NoUnit):
+            self.misses.setdefault(maker.id, found.why)
+            return
+        self.reads[node.id] = found
+        self.claimed.add(node.id)
+
+    def _movers(self, node: Node) -> tuple[UnitKind, ...]:
+        return tuple(row for row in self.target.kinds(node.op) if row.shares and row.kernel)
+
+    def _as_integers(self, name: NodeId, held: _Integers) -> NodeId | NoUnit:
+        """The node that gives a float value's integers, made if it has to be."""
+        key = (name, held.params)
+        if key not in self.moved:
+            self.moved[key] = self._mover(name, held)
+        return self.moved[key]
+
+    def _mover(self, name: NodeId, held: _Integers) -> NodeId | NoUnit:
+        node = self.source[name]
+        if node.op == "dequantize":
+            found = self._integers(NodeRef(name))
+            if found is None or found.params != held.params:
+                return NoUnit(name, "an operand has other qparams than the result")
+            return self._at(found.node)
+        kinds = self._movers(node)
+        if not kinds or name in self.claimed:
+            return NoUnit(name, f"{node.op} computes in float")
+        unit, misses = unit_at(self.place, kinds, name)
+        if unit is None:
+            return NoUnit(name, misses[-1].why)
+        first = node.args[0]
+        listed = first if isinstance(first, tuple) else (first,)
+        inner: list[Arg] = []
+        for arg in listed:
+            if not isinstance(arg, NodeRef):
+                return NoUnit(name, "an operand is no activation")
+            below = self._as_integers(arg.id, held)
+            if isinstance(below, NoUnit):
+                return below
+            inner.append(NodeRef(below))
+        moved = tuple(inner) if isinstance(first, tuple) else inner[0]
+        return self._put_mover(node, unit, moved, held)
+
+    def _put_mover(self, node: Node, unit: Unit, first: Arg, held: _Integers) -> NodeId:
+        made = NodeId(fresh_id(self.taken, node.id, "integers"))
+        self.taken[made] = None
+        args, attrs = _mover_form(node, first, held)
+        kernel = unit.kind.kernel
+        assert kernel is not None
+        origin = replace(node.origin, parents=(node.id,))
+        self.extra.setdefault(node.id, []).append(Node(made, kernel, args, attrs, origin))
+        if node.id not in self.twins.values():
+            self.twins[made] = node.id
+        if kernel != node.op:
+            form = Form.INT8
+            self.units.append(Lowered(node.id, unit.kind.name, unit.nodes, kernel, form))
+        return made
+
+    # torch's quantized tensors.
+
+    def _borders(self) -> None:
+        """Quantizers whose integers a kernel reads or makes deal in quantized tensors."""
+        for node in self.source:
+            if node.id in self.claimed or node.op not in ("quantize", "dequantize"):
+                continue
+            if node.op == "quantize":
+                held = _quantizer(node)
+                if held is not None and held.dtype is DType.UINT8:
+                    attrs = _out_attrs(held)
+                    del attrs["output"]
+                    self.swaps[node.id] = _renamed(node, "native.quantize", node.args[:1], attrs)
+            elif isinstance(node.args[0], NodeRef):
+                found = self._integers(NodeRef(node.id))
+                if found is not None and found.dtype is DType.UINT8:
+                    self.swaps[node.id] = _renamed(
+                        node, "native.dequantize", node.args[:1], {"dtype": node.attrs["dtype"]}
+                    )
+
+    # The new graph.
+
+    def graph(self) -> Graph:
+        """The program with kernels, without what only the replaced nodes read."""
+        source = self.source
+        drafts = list(self._drafts())
+        output = _map_tree(source.signature.output, self._renew)
+        updates = source.updates.map(lambda ref: NodeRef(self._at(ref.id)))
+        roots = [*_leaves(output), *updates.values()]
+        live = _live(drafts, roots, keep=lambda node: node.op == "input")
+        names = {
+            made: name for made, name in self.twins.items() if made in live and name not in live
+        }
+
+        def rename(ref: Ref) -> Arg:
+            return NodeRef(names.get(ref.id, ref.id)) if isinstance(ref, NodeRef) else ref
+
+        listed = [
+            _called(node, names.get(node.id, node.id)).map_refs(rename)
+            for node in drafts
+            if node.id in live
+        ]
+        output = _map_tree(output, lambda arg: map_refs(arg, rename))
+        made = replace(
+            source,
+            nodes=Table({node.id: node for node in listed}),
+            order=row(node.id for node in listed),
+            signature=replace(source.signature, output=output),
+            updates=updates.map(lambda ref: NodeRef(names.get(ref.id, ref.id))),
+            stage=Stage.LOWERED,
+        )
+        return _with_free_addends(made)
+
+    def _drafts(self) -> Iterator[Node]:
+        """Every node in its new form; a unit stands where its last node stood."""
+        behind: dict[NodeId, NodeId] = {anchor: last for last, anchor in self.late.items()}
+        for node in self.source:
+            if node.id in behind:
+                continue
+            name = self.late.get(node.id, node.id)
+            for extra in (*self.extra.get(node.id, ()), *self._waiting(node.id, name)):
+                yield extra.map_refs(self._renew_ref)
+            yield self.swaps.get(name, self.source[name]).map_refs(self._renew_ref)
+
+    def _waiting(self, here: NodeId, name: NodeId) -> list[Node]:
+        return self.extra.get(name, []) if name != here else []
+
+    def _renew_ref(self, ref: Ref) -> Arg:
+        return NodeRef(self._at(ref.id)) if isinstance(ref, NodeRef) else ref
+
+    def _renew(self, arg: Arg) -> Arg:
+        return map_refs(arg, self._renew_ref)
+
+    def lowering(self) -> Lowering:
+        """The evidence, units and misses in program order."""
+        place = self.position
+        units = sorted(self.units, key=lambda item: place[item.anchor])
+        gone = {item.anchor for item in units}
+        misses = [NoUnit(name, why) for name, why in self.misses.items() if name not in gone]
+        return Lowering(
+            self.target, tuple(units), tuple(sorted(misses, key=lambda miss: place[miss.at]))
+        )
+
+
+def _quantizer(node: Node) -> _Integers | None:
+    """The qparams of a quantize with a literal scale for the whole tensor."""
+    x, scale, zero_point = node.args
+    dtype, qmin, qmax = (node.attrs[name] for name in ("dtype", "qmin", "qmax"))
+    if node.attrs["axis"] is not None or not isinstance(scale, float):
+        return None
+    if not (isinstance(zero_point, int) and isinstance(qmin, int) and isinstance(qmax, int)):
+        return None
+    if dtype not in (DType.UINT8, DType.INT8) or not isinstance(dtype, DType):
+        return None
+    held = x.id if isinstance(x, NodeRef) else node.id
+    return _Integers(held, scale, zero_point, dtype, qmin, qmax)
+
+
+def _out_attrs(out: _Integers | None) -> dict[str, Arg]:
+    if out is None:
+        return {"scale": 1.0, "zero_point": 0, "qmin": 0, "qmax": 0, "output": "float32"}
+    return {
+        "scale": out.scale,
+        "zero_point": out.zero_point,
+        "qmin": out.qmin,
+        "qmax": out.qmax,
+        "output": out.dtype.value,
+    }
+
+
+def _activation_args(node: Node) -> tuple[Arg, ...]:
+    match node.op:
+        case "clamp":
+            return node.args[1:]
+        case "gelu":
+            return (node.attrs["approximate"],)
+        case "leaky_relu":
+            return (node.attrs["negative_slope"],)
+        case _:
+            return ()
+
+
+def _rank_wanted(op: OpName) -> int | None:
+    """Convolutions without a batch dimension have no kernel."""
+    return int(op[-2]) + 2 if op.startswith("conv") else None
+
+
+def _rank(known: Mapping[NodeId, Type], arg: Arg) -> int | None:
+    found = known.get(arg.id) if isinstance(arg, NodeRef) else None
+    return len(found.dims) if isinstance(found, TensorType) and found.dims is not None else None
+
+
+def _mover_form(node: Node, first: Arg, held: _Integers) -> tuple[tuple[Arg, ...], FrozenMap[Arg]]:
+    """Operands and attributes of a mover on integers: bounds and fillings become integers."""
+    if node.op == "clamp":
+        low, high = (
+            end if bound is None else _as_code(bound, held)
+            for bound, end in zip(node.args[1:], (held.qmin, held.qmax), strict=True)
+        )
+        return (first,), FrozenMap({"low": low, "high": high})
+    if node.op == "relu":
+        return (first,), FrozenMap({"zero_point": held.zero_point})
+    if node.op == "pad":
+        return (first, *node.args[1:]), FrozenMap({"zero_point": held.zero_point})
+    return (first, *node.args[1:]), node.attrs
+
+
+def _as_code(bound: Arg, held: _Integers) -> int:
+    """The integer a bound quantizes to: clamping integers there is clamping values here."""
+    assert isinstance(bound, (int, float))
+    value = torch.tensor(float(bound), dtype=torch.float32)
+    ends = (held.qmin, held.qmax)
+    return int(quantize(value, held.scale, held.zero_point, *ends, held.dtype))
+
+
+def _renamed(node: Node, op: str, args: tuple[Arg, ...], attrs: dict[str, Arg]) -> Node:
+    return Node(node.id, OpName(op), args, FrozenMap(attrs), node.origin)
+
+
+def _map_tree(tree: Tree, change: Callable[[Arg], Arg]) -> Tree:
+    if tree.kind == "leaf":
+        return replace(tree, leaf=change(tree.leaf))
+    return replace(tree, items=tuple(_map_tree(item, change) for item in tree.items))
+
+
+def _leaves(tree: Tree) -> Iterator[Arg]:
+    if tree.kind == "leaf":
+        yield tree.leaf
+    for item in tree.items:
+        yield from _leaves(item)
+
+
+def _live(drafts: list[Node], roots: list[Arg], keep: Callable[[Node], bool]) -> set[NodeId]:
+    """Ids of nodes that something reads in the end."""
+    live = {ref.id for root in roots for _, ref in refs_in(root) if isinstance(ref, NodeRef)}
+    for node in reversed(drafts):
+        if node.id in live or keep(node):
+            live.add(node.id)
+            live.update(node.inputs())
+    return live
+
+
+def _called(node: Node, name: NodeId) -> Node:
+    return node if node.id == name else replace(node, id=name)
+
+
+# Additions into the addend's own memory.
+
+
+def _with_free_addends(graph: Graph) -> Graph:
+    """Let kernels add into an addend that nobody reads behind them.
+
+    Safe where a kernel made the addend (it is then no input and no view), every other reader came
+    before and made memory of its own, and it does not leave the graph.
+    """
+    adding = [node for node in graph if node.attrs.get("keeps_other") is True]
+    if not adding:
+        return graph
+    readers = users(graph)
+    position = {name: index for index, name in enumerate(graph.order)}
+    changes = {
+        node.id: replace(node, attrs=node.attrs.put("keeps_other", False))
+        for node in adding
+        if _is_free(graph, node, readers, position)
+    }
+    return replace(graph, nodes=graph.nodes.edit(changes))
+
+
+def _is_free(
+    graph: Graph,
+    node: Node,
+    readers: Mapping[NodeId, tuple[Use, ...]],
+    position: Mapping[NodeId, int],
+) -> bool:
+    other = node.args[-1]
+    if not isinstance(other, NodeRef) or not _makes_memory(graph[other.id]):
+        return False
+    rest = [use.user for use in readers[other.id]]
+    if rest.count(node.id) != 1 or OUTPUT in rest:
+        return False
+    before = [name for name in rest if name != node.id]
+    return all(position[name] < position[node.id] and _makes_memory(graph[name]) for name in before)
+
+
+_MAKING = ("onednn.", "native.conv", "native.linear", "native.add", "native.mul", "native.quantize")
+_MAKING_OPS = ("quantize", "dequantize", "native.dequantize", "plain.relu", "plain.clamp")
+
+
+def _makes_memory(node: Node) -> bool:
+    """Whether the node's value never shares an operand's storage."""
+    return node.op.startswith(_MAKING) or node.op in _MAKING_OPS
