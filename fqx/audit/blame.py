@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from fqx.ir.edit import Added, Changed, Edit, Item, Moved, Removed, WeightAt
@@ -27,11 +27,15 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """A node's life: the steps that touched it, and the nodes it lives on as in the last graph."""
+    """A node's life: the steps that touched it, and the nodes it lives on as in the last graph.
+
+    `gone` is the rule that took the node itself out, None while it is there.
+    """
 
     node: NodeId
     steps: tuple[Touched, ...]
     becomes: tuple[NodeId, ...]
+    gone: RuleName | None = None
 
 
 def blame(trail: Trail, name: NodeId) -> Blame:
@@ -43,11 +47,13 @@ def blame(trail: Trail, name: NodeId) -> Blame:
     alive: dict[NodeId, None] = {name: None}
     held = set(_weights(trail.base.nodes.get(name)))
     steps: list[Touched] = []
+    gone: RuleName | None = None
     for step in trail.steps:
         mine: list[Edit] = []
         for edit in step.diff.edits:
             if _concerns(edit, alive, held):
                 mine.append(edit)
+                gone = edit.by if _removes(edit, name) else gone
                 for node in _made(edit):
                     alive[node.id] = None
                     held.update(_weights(node))
@@ -55,15 +61,18 @@ def blame(trail: Trail, name: NodeId) -> Blame:
             rules = tuple(dict.fromkeys(edit.by for edit in mine))
             lines = tuple(line for edit in mine for line in show_edit(edit).splitlines())
             steps.append(Touched(step.name or step.text.split("(")[0], rules, lines))
-    return Blame(name, tuple(steps), tuple(item for item in alive if item in trail.graph))
+    return Blame(name, tuple(steps), tuple(item for item in alive if item in trail.graph), gone)
+
+
+def _removes(edit: Edit, name: NodeId) -> bool:
+    return isinstance(edit, Removed) and isinstance(edit.item, Node) and edit.item.id == name
 
 
 def _weights(node: Node | None) -> tuple[Path, ...]:
     return node.weights() if node is not None else ()
 
 
-def _concerns(edit: Edit, alive: Iterable[NodeId], held: set[Path]) -> bool:
-    known = alive if isinstance(alive, dict) else set(alive)
+def _concerns(edit: Edit, known: Collection[NodeId], held: Collection[Path]) -> bool:
     if isinstance(edit, Moved):
         return edit.id in known
     for item in _items(edit):

@@ -11,7 +11,7 @@ from fqx.audit.blame import Touched, blame
 from fqx.audit.coverage import Decided, decided, planned_graph
 from fqx.edge.machine import target_of_json
 from fqx.ir.graph import Graph, users
-from fqx.ir.names import NodeId, OpName
+from fqx.ir.names import NodeId, OpName, RuleName
 from fqx.ir.node import Node
 from fqx.ir.trail import Trail
 from fqx.kit.result import fold
@@ -19,6 +19,7 @@ from fqx.match.search import Miss, match, view_of
 from fqx.ops.types import types
 from fqx.passes.fuse import RULES
 from fqx.policy.units import Place, unit_at
+from fqx.policy.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ class Explanation:
         return bool(self.accounts)
 
     def __str__(self) -> str:
+        if self.accounts and not self.asked:
+            width = max(len(item.node) for item in self.accounts)
+            return "\n".join(f"{item.node:<{width}}  {item.verdict}" for item in self.accounts)
         if self.accounts:
             return "\n".join(str(item) for item in self.accounts)
         nearest = f"; did you mean {', '.join(self.near)}?" if self.near else ""
@@ -81,8 +85,9 @@ def explain(trail: Trail, name: str | None = None) -> Explanation:
         return Explanation("", tuple(_brief(trail, plan, node) for node in trail.base))
     ids = _meant(trail, name)
     if not ids:
-        known = [*_names(trail), *sorted({node.origin.module for node in trail.base})]
-        near = get_close_matches(name, [item for item in known if item], 3, 0.5)
+        modules = sorted({node.origin.module for node in trail.base})
+        known = tuple(dict.fromkeys(str(item) for item in (*_names(trail), *modules) if item))
+        near = get_close_matches(name, known, 3, 0.5)
         return Explanation(name, (), tuple(near))
     return Explanation(name, tuple(_account(trail, plan, item) for item in ids))
 
@@ -108,7 +113,7 @@ def _node(trail: Trail, name: NodeId) -> Node:
 
 
 def _brief(trail: Trail, plan: Decided | None, node: Node) -> Account:
-    return Account(node.id, node.op, "", _verdict(trail, plan, node.id, ()), (), (node.id,), ())
+    return Account(node.id, node.op, "", _verdict(trail, plan, node.id, None), (), (node.id,), ())
 
 
 def _account(trail: Trail, plan: Decided | None, name: NodeId) -> Account:
@@ -121,28 +126,28 @@ def _account(trail: Trail, plan: Decided | None, name: NodeId) -> Account:
         name,
         node.op,
         place,
-        _verdict(trail, plan, name, life.steps),
+        _verdict(trail, plan, name, life.gone),
         life.steps,
         life.becomes,
         tuple(_misses(trail, plan, name)),
     )
 
 
-def _verdict(trail: Trail, plan: Decided | None, name: NodeId, steps: tuple[Touched, ...]) -> str:
+def _verdict(trail: Trail, plan: Decided | None, name: NodeId, gone: RuleName | None) -> str:
     if plan is None:
         return "none yet: nothing was planned"
     note = plan.annotations.get(name)
     if note is not None:
         return str(note)
+    if gone is not None:
+        return f"not planned: {gone} took it out"
     if name in trail.base and name not in planned_graph(trail, plan):
-        last = next((step for step in reversed(steps) if step.rules), None)
-        rules = f" by {', '.join(last.rules)}" if last else ""
-        return f"not planned: it was gone before the plan{rules}"
+        return "not planned: a pass before the plan took it out"
     return "not planned: a pass made it after the plan"
 
 
 def _misses(trail: Trail, plan: Decided | None, name: NodeId) -> Iterator[str]:
-    """Fusions and longer units that start, or end, at the node and do not apply."""
+    """Fusions at the node that did not apply; for a float one, units as well."""
     before = trail.base
     if name in before:
         view = view_of(before, types(before))
@@ -154,7 +159,8 @@ def _misses(trail: Trail, plan: Decided | None, name: NodeId) -> Iterator[str]:
                 yield f"{rule.name}: {found.why}"
     if plan is not None:
         graph = planned_graph(trail, plan)
-        if name in graph:
+        note = plan.annotations.get(name)
+        if name in graph and note is not None and note.verdict is Verdict.FLOAT:
             yield from _unit_misses(graph, plan, name)
 
 
@@ -167,4 +173,4 @@ def _unit_misses(graph: Graph, plan: Decided, name: NodeId) -> Iterator[str]:
     place = Place(graph, users(graph), position, types(graph))
     _, misses = unit_at(place, target[0].units, name)
     for miss in dict.fromkeys(misses):
-        yield f"a longer unit at {miss.at}: {miss.why}"
+        yield f"a unit at {miss.at}: {miss.why}"

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fqx.cli.arguments import parser
+from fqx.cli.console import fail
+from fqx.ir.trail import Halt
 
 INTERRUPTED = 130
 
@@ -30,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output has gone, as `fqx show … | head` does
         sys.stderr.close()
         return 0
+
+    except Exception as error:
+        # what `unwrap` raises carries the halt as its cause; anything else is a defect, and shown
+        if isinstance(error.__cause__, Halt):
+            return fail(error.__cause__.fault)
+        raise
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -17,18 +17,18 @@ import torch
 from fqx.edge.capture import capture
 from fqx.edge.modules import Module
 from fqx.edge.rebuild import rebuild
-from fqx.ir.arg import Arg
+from fqx.ir.arg import Arg, Json
 from fqx.ir.compare import edits_between
 from fqx.ir.diff import apply
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
-from fqx.ir.names import Digest, Path, RuleName, Stage
+from fqx.ir.names import Digest, Path, RuleName
 from fqx.ir.signature import Poly, Signature, TensorType
 from fqx.ir.trail import Halt, Step, Trail
 from fqx.ir.tree import build
 from fqx.ir.weight import Role, Weight
-from fqx.kit.result import Failure, Result, Success, fold
-from fqx.num.tensors import fingerprint_of, memory_format, tensor_of, torch_dtype
+from fqx.kit.result import Failure, Result, Success
+from fqx.num.tensors import fingerprint_of, memory_format, torch_dtype
 from fqx.passes.calibrate import calibrate
 from fqx.passes.pipeline import Pass
 
@@ -48,21 +48,21 @@ class Checked:
 class Closeness:
     """A second measurement beside the recorded one.
 
-    Of `statistics` tensors `equal` are bit-equal; `largest` is the largest difference of a pair
-    relative to the recorded one's largest magnitude, found at `at`.
+    Of `observers` as many as `equal` have bit-equal states. `largest` is the largest difference of
+    an end of a range, relative to the recorded range's largest magnitude, found at observer `at`.
     """
 
-    statistics: int
+    observers: int
     equal: int
     largest: float
     at: str
 
     def __repr__(self) -> str:
-        if self.equal == self.statistics:
-            return f"calibration: all {self.statistics} statistics bit-equal"
+        if self.equal == self.observers:
+            return f"measured again: all {self.observers} observers bit-equal"
         return (
-            f"calibration: {self.equal} of {self.statistics} statistics bit-equal,"
-            f" the farthest differs by {self.largest:.2g} ({self.at})"
+            f"measured again: {self.equal} of {self.observers} observers bit-equal,"
+            f" ranges differ by at most {self.largest:.2%} ({self.at or 'none'})"
         )
 
 
@@ -286,41 +286,60 @@ def _remeasured(
     if batches is None:
         return Success(proof)
     graphs = proof.trail.graphs()
-    before = next((graph for graph in graphs if graph.stage is Stage.OBSERVED), None)
-    after = next((graph for graph in graphs if graph.stage is Stage.CALIBRATED), None)
-    if before is None or after is None:
+    found = [
+        (before, step)
+        for before, step in zip(graphs, proof.trail.steps, strict=False)
+        if step.evidence is not None and step.evidence.kind == "stats"
+    ]
+    if not found:
         return Failure(Halt(_not_measured(), proof.trail))
+    before, recorded = found[-1]
     return (
         calibrate(batches, inputs=inputs)
         .run(before)
-        .map(lambda found: replace(proof, closeness=closeness(after, found.graph)))
+        .map(lambda again: replace(proof, closeness=closeness(recorded, again.steps[-1])))
     )
 
 
-def closeness(recorded: Graph, measured: Graph) -> Closeness:
-    """How far the statistics of two calibrated graphs lie apart."""
-    names = [p for p, w in recorded.weights.items() if w.role is Role.STATISTIC]
-    apart = {path: _apart(recorded.weights[path], measured.weights.get(path)) for path in names}
-    worst = max(apart, key=lambda path: apart[path], default=Path(""))
-    equal = sum(gap == 0.0 for gap in apart.values())
-    return Closeness(len(names), equal, apart.get(worst, 0.0), worst)
+def closeness(recorded: Step, measured: Step) -> Closeness:
+    """How far two calibrations of one observed graph lie apart."""
+    ours, theirs = _ranges(recorded), _ranges(measured)
+    equal = [name for name in ours if _states(recorded, name) == _states(measured, name)]
+    apart = {name: _apart(low_high, theirs.get(name)) for name, low_high in ours.items()}
+    worst = max(apart, key=lambda name: apart[name], default="")
+    return Closeness(len(ours), len(equal), apart.get(worst, 0.0), worst)
 
 
-def _apart(one: Weight, two: Weight | None) -> float:
-    if two is None or two.shape != one.shape:
+def _ranges(step: Step) -> dict[str, tuple[float, float]]:
+    code = step.evidence.to_json() if step.evidence else None
+    match code:
+        case {"observers": dict() as observers}:
+            return {name: found for name, item in observers.items() if (found := _range(item))}
+        case _:
+            return {}
+
+
+def _range(code: Json) -> tuple[float, float] | None:
+    match code:
+        case {"low": int() | float() as low, "high": int() | float() as high}:
+            return float(low), float(high)
+        case _:
+            return None
+
+
+def _states(step: Step, observer: str) -> dict[Path, Digest]:
+    return {
+        path: weight.fingerprint
+        for path, weight in step.graph.weights.items()
+        if weight.role is Role.STATISTIC and path.startswith(f"{observer}.")
+    }
+
+
+def _apart(one: tuple[float, float], two: tuple[float, float] | None) -> float:
+    if two is None:
         return float("inf")
-    if one.fingerprint == two.fingerprint:
-        return 0.0
-    tensors = [fold(tensor_of(item), _wide, lambda _: None) for item in (one, two)]
-    left, right = tensors
-    if left is None or right is None:
-        return float("inf")
-    scale = float(left.abs().max()) or 1.0
-    return float((left - right).abs().max()) / scale
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor | None:
-    return tensor.double()
+    scale = max(abs(one[0]), abs(one[1])) or 1.0
+    return max(abs(one[0] - two[0]), abs(one[1] - two[1])) / scale
 
 
 def _nothing_to_replay() -> Fault:
