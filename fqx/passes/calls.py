@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from fqx.ir.arg import Arg, DType, Slice, Training
+from fqx.ir.arg import Arg, Dots, DType, Slice, Training
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName
 from fqx.ir.node import Node
@@ -98,6 +98,8 @@ def as_torch(arg: Arg) -> object:
             return False
         case Slice(start=start, stop=stop, step=step):
             return slice(as_torch(start), as_torch(stop), as_torch(step))
+        case Dots():
+            return ...
         case tuple():
             return tuple(as_torch(item) for item in arg)
         case FrozenMap():
@@ -133,9 +135,14 @@ def _add(node: Named) -> TorchCall:
     x, y, alpha = node["x"], node["y"], node["alpha"]
     if alpha == 1:
         return _plain(operator.add, x, y)
-    if isinstance(x, (int, float)) and isinstance(alpha, (int, float)):
-        return _plain(torch.rsub, y, x, alpha=-alpha)
+    if _is_number(x):
+        return _plain(add_scaled, x, y, alpha)
     return _plain(torch.add, x, y, alpha=alpha)
+
+
+def add_scaled(number: float, y: torch.Tensor, alpha: float) -> torch.Tensor:
+    """number + alpha * y, for which torch has no function."""
+    return y * alpha + number
 
 
 def _sub(node: Named) -> TorchCall:
@@ -251,6 +258,14 @@ def _index(node: Named) -> TorchCall:
     return _plain(
         operator.getitem, node["x"], tuple(slice(None) if i is None else i for i in listed)
     )
+
+
+def _index_put(node: Named) -> TorchCall:
+    indices = node["indices"]
+    # the public function takes no open axes
+    opened = isinstance(indices, tuple) and None in indices
+    function = torch.ops.aten.index_put if opened else torch.index_put
+    return TorchCall(function, (node["x"], indices, node["value"], node["accumulate"]), {})
 
 
 def _slice_scatter(node: Named) -> TorchCall:
@@ -406,7 +421,7 @@ _ROWS: Mapping[str, Row] = {
     "index_select": _call(torch.index_select, "x dim index"),
     "slice_scatter": _slice_scatter,
     "select_scatter": _call(torch.select_scatter, "x source dim index"),
-    "index_put": _call(torch.index_put, "x indices value accumulate"),
+    "index_put": _index_put,
     "index_copy": _call(torch.index_copy, "x dim index source"),
     "scatter": _call(torch.scatter, "x dim index source"),
     "to": _call(torch.Tensor.to, "x dtype"),
@@ -457,9 +472,9 @@ def _foreign(node: Node) -> Result[TorchCall, Fault]:
     if function is None:
         return Failure(_unknown(node))
     schema = function._schema.arguments
-    kinds = {argument.name: str(argument.type) for argument in schema}
+    kinds = {argument.name: _kind(argument) for argument in schema}
     args = tuple(
-        _typed(str(argument.type), as_torch(arg))
+        _typed(_kind(argument), as_torch(arg))
         for argument, arg in zip(schema, node.args, strict=False)
     )
     kwargs = {
@@ -477,6 +492,11 @@ def foreign_function(op: str) -> torch._ops.OpOverload | None:
     for part in rest:
         found = getattr(found, part, None)
     return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _kind(argument: torch.Argument) -> str:
+    """The type as the schema writes it: memory formats and layouts are ints otherwise."""
+    return str(argument.real_type)
 
 
 def _typed(kind: str, value: object) -> object:
