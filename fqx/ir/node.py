@@ -59,6 +59,9 @@ class Node:
     attrs: FrozenMap[Arg] = NO_ATTRS
     origin: Origin = Origin()
     _code: list[str] = field(default_factory=list, init=False, repr=False)
+    _refs: list[tuple[tuple[ArgPath, Ref], ...]] = field(
+        default_factory=list, init=False, repr=False
+    )
 
     @property
     def code(self) -> str:
@@ -83,8 +86,10 @@ class Node:
         return hash(self.code)
 
     def refs(self) -> Iterator[tuple[ArgPath, Ref]]:
-        """References in `args` with their places (attrs hold none)."""
-        return refs_in(self.args)
+        """References in `args` with their places (attrs hold none); collected once."""
+        if not self._refs:
+            self._refs.append(tuple(refs_in(self.args)))
+        return iter(self._refs[0])
 
     def inputs(self) -> tuple[NodeId, ...]:
         """The nodes this node reads, in order, with repetitions."""

@@ -212,10 +212,12 @@ def wrap(text: str, indent: str = "    ", width: int = WIDTH) -> str:
 
 
 def _breaks(text: str) -> list[str]:
-    """Pieces that may start a line; quotes stay whole."""
-    pieces, start = [], 0
+    """Pieces that may start a line; quotes and inner brackets stay whole."""
+    pieces, start, depth = [], 0, 0
     for found in _STOPS.finditer(text):
-        if found.group() in ",;" and text[found.end() : found.end() + 1] == " ":
+        char = found.group()
+        depth += (char in "([{") - (char in ")]}")
+        if char in ",;" and depth <= 1 and text[found.end() : found.end() + 1] == " ":
             pieces.append(text[start : found.end() + 1])
             start = found.end() + 1
     return [*pieces, text[start:]]

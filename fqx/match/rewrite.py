@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fqx.ir.arg import Arg, NodeRef, Ref, WeightRef, map_refs, refs_in
 from fqx.ir.compare import edits_between
-from fqx.ir.diff import Diff, Item, Rewritten, WeightAt, rewritten
+from fqx.ir.diff import Edit, Item, Rewritten, WeightAt, rewritten
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph, users, weight_users
 from fqx.ir.names import NodeId, OpName, Path, RuleName
@@ -22,7 +22,7 @@ from fqx.ir.node import Node
 from fqx.ir.signature import Signature, Tree, Type
 from fqx.ir.weight import Weight
 from fqx.kit.frozen import Table, row
-from fqx.kit.result import Failure, Result, Success
+from fqx.kit.result import Failure, Result
 from fqx.match.rule import Change, Index, Rule, Rules, index_of
 from fqx.match.search import Match, Miss, View, held_weights, match
 
@@ -38,11 +38,13 @@ def rewrite(
     fuel: int | None = None,
     types: Mapping[NodeId, Type] | None = None,
     dead: RuleName | None = None,
+    closing: tuple[Edit, ...] = (),
 ) -> Result[Rewritten, Fault]:
     """Apply the rules until nothing changes; an empty diff gives the same graph object.
 
     `fuel` bounds the number of changes (ten for each node, unless told). `types` are facts that
     rules may ask for. With `dead`, nodes nobody uses go in the end, under that name; inputs stay.
+    `closing` edits follow, such as the step to another stage.
 
     Faults: OUT_OF_FUEL, naming the rule and the node; what a rule reports.
     """
@@ -58,9 +60,8 @@ def rewrite(
     if dead is not None:
         work.sweep(dead)
     made = work.freeze()
-    if made is graph:
-        return Success(Rewritten(graph, Diff(row(), graph.digest, graph.digest)))
-    return rewritten(graph, edits_between(graph, made, work.maker))
+    edits = () if made is graph else edits_between(graph, made, work.maker)
+    return rewritten(graph, (*edits, *closing))
 
 
 class _Work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
 from fqx.ir.arg import Arg, NodeRef, WeightRef, same
@@ -181,8 +181,18 @@ class _State:
     nodes: tuple[Node, ...] = ()
     depth: int = 0
 
-    def one_deeper(self) -> _State:
-        return replace(self, depth=self.depth + 1)
+    def deeper(self) -> _State:
+        return _State(self.root, self.at, self.bound, self.nodes, self.depth + 1)
+
+    def bind(self, name: str, arg: Arg) -> _State:
+        bound = {**self.bound, name: arg}
+        return _State(self.root, self.at, bound, self.nodes, self.depth + 1)
+
+    def inside(self, node: Node) -> _State:
+        return _State(self.root, node.id, self.bound, (*self.nodes, node), self.depth + 2)
+
+    def back(self, outer: _State) -> _State:
+        return _State(self.root, outer.at, self.bound, self.nodes, self.depth)
 
 
 class _Search:
@@ -203,7 +213,7 @@ class _Search:
                 yield from self.bind(name, arg, state)
             case Exactly(value=value):
                 if same(value, arg):
-                    yield state.one_deeper()
+                    yield state.deeper()
                 else:
                     self.miss(state, f"{_said(arg)} is not {show_arg(value)}")
             case Fits(what=what, test=test, name=name):
@@ -225,11 +235,11 @@ class _Search:
 
     def bind(self, name: str, arg: Arg, state: _State) -> Iterator[_State]:
         if not name:
-            yield state.one_deeper()
+            yield state.deeper()
         elif name not in state.bound:
-            yield replace(state, bound={**state.bound, name: arg}, depth=state.depth + 1)
+            yield state.bind(name, arg)
         elif same(state.bound[name], arg):
-            yield state.one_deeper()
+            yield state.deeper()
         else:
             self.miss(state, f"{_said(arg)} is not {_said(state.bound[name])}, the same {name}")
 
@@ -251,7 +261,7 @@ class _Search:
                 return
             found = next(self.ways(item, part, found), None)
         if found is not None:
-            yield from self.bind(name, arg, replace(found, at=state.at))
+            yield from self.bind(name, arg, found.back(state))
 
     def all(
         self, patterns: tuple[Pattern, ...], args: tuple[Arg, ...], state: _State
@@ -260,7 +270,7 @@ class _Search:
             yield state
             return
         for found in self.ways(patterns[0], args[0], state):
-            yield from self.all(patterns[1:], args[1:], replace(found, at=state.at))
+            yield from self.all(patterns[1:], args[1:], found.back(state))
 
     def call(self, pattern: Call, arg: Arg, state: _State) -> Iterator[_State]:
         node = self.view.nodes.get(arg.id) if isinstance(arg, NodeRef) else None
@@ -270,12 +280,11 @@ class _Search:
         why = self.reason(pattern, node, node.id == state.root)
         if why is not None:
             kin = not pattern.ops or node.op in pattern.ops
-            self.miss(state.one_deeper() if kin else state, why, node.id)
+            self.miss(state.deeper() if kin else state, why, node.id)
             return
-        inside = replace(state, at=node.id, nodes=(*state.nodes, node), depth=state.depth + 2)
-        for named in self.bind(pattern.name, arg, inside):
+        for named in self.bind(pattern.name, arg, state.inside(node)):
             for found in self.operands(pattern, node, named):
-                yield replace(found, at=state.at)
+                yield found.back(state)
 
     def reason(self, pattern: Call, node: Node, is_root: bool) -> str | None:
         """Why the node itself, its operands apart, is not the one looked for."""

@@ -6,16 +6,17 @@ decided here: that is a unit, chosen by the plan from the target's table.
 
 from __future__ import annotations
 
+from fqx.ir.diff import Staged
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
-from fqx.ir.names import Stage
+from fqx.ir.names import RuleName, Stage
 from fqx.kit.result import Result
 from fqx.match.rewrite import rewrite
 from fqx.match.rule import Rules
 from fqx.ops.types import types
 from fqx.passes.fuse_norms import FOLDINGS
 from fqx.passes.fuse_spellings import SPELLINGS
-from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite, conclude
+from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
 
 RULES: Rules = FOLDINGS + SPELLINGS
 
@@ -31,5 +32,6 @@ def fuse() -> Pass:
 
 
 def _fuse(graph: Graph) -> Result[Rewrite, Fault]:
-    made = rewrite(graph, RULES, types=types(graph))
-    return made.bind(lambda done: conclude(graph, done.diff.edits, "fuse", Stage.FUSED))
+    reached = Staged(graph.stage, Stage.FUSED, RuleName("fuse"))
+    made = rewrite(graph, RULES, types=types(graph), closing=(reached,))
+    return made.map(lambda done: Rewrite(done.graph, done.diff))
