@@ -161,6 +161,19 @@ def _div(node: Named) -> TorchCall:
     return _plain(torch.div, x, y, rounding_mode=mode)
 
 
+def _bounded(function: Function, bound: str) -> Row:
+    """maximum and minimum: with a number they are one side of a clamp."""
+
+    def row(node: Named) -> TorchCall:
+        x, y = node["x"], node["y"]
+        if _is_number(x) or _is_number(y):
+            value, number = (y, x) if _is_number(x) else (x, y)
+            return TorchCall(torch.clamp, (value,), {bound: number})
+        return _plain(function, x, y)
+
+    return row
+
+
 def divide_number(number: float, y: torch.Tensor, mode: str | None = None) -> torch.Tensor:
     """number / y with one rounding, where `number / y` in Python multiplies by a reciprocal."""
     kind = y.dtype if y.is_floating_point() else _kind_of(number)
@@ -363,7 +376,9 @@ _ROWS: Mapping[str, Row] = {
     "sub": _sub,
     "mul": _call(operator.mul, "x y"),
     "div": _div,
-    **_binary(torch.remainder, torch.pow, torch.maximum, torch.minimum),
+    **_binary(torch.remainder, torch.pow),
+    "maximum": _bounded(torch.maximum, "min"),
+    "minimum": _bounded(torch.minimum, "max"),
     **_binary(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
     **_binary(torch.logical_and, torch.logical_or, torch.logical_xor),
     **_binary(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor),

@@ -372,3 +372,8 @@ def test_values_are_freed_after_their_last_use() -> None:
         )
     ready = prepare(program(tensors(a=X2), *nodes)).unwrap()
     assert [step.frees for step in ready.steps] == [(0,), (1,), (2,), (3,), (4,), (5,)]
+
+
+def test_maximum_with_a_number_is_one_side_of_a_clamp() -> None:
+    made = run(program(tensors(a=X2), node("maximum", x=0.5, y=A)), (X2,)).unwrap()
+    assert _same(made, X2.clamp(min=0.5))
