@@ -26,8 +26,9 @@ from fqx.ops.catalogue import make_node
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.policy.arrange import Tap
 from fqx.policy.plan import Plan, Planned, plan_resolved
-from fqx.policy.recipe import Recipe, Scheme, resolve, scheme_from_arg, scheme_to_arg
+from fqx.policy.recipe import Choice, Recipe, Scheme, resolve, scheme_from_arg, scheme_to_arg
 from fqx.policy.target import Target
+from fqx.policy.verdicts import Verdict
 
 NAME = RuleName("observe")
 _NEEDS = frozenset({Stage.FLOAT, Stage.FUSED})
@@ -35,9 +36,10 @@ _NEEDS = frozenset({Stage.FLOAT, Stage.FUSED})
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the recipe asks of some nodes: the scheme, and the nodes it is asked of."""
+    """What a rule of the recipe asks of some nodes; no scheme: to be left float."""
 
-    scheme: Scheme
+    scheme: Scheme | None
+    rule: str
     nodes: tuple[NodeId, ...]
 
 
@@ -73,16 +75,22 @@ def intents_of(node: Node) -> Result[tuple[Intent, ...], Fault]:
 def intents_to_arg(intents: Iterable[Intent]) -> Arg:
     """Intents as plain data for an observer's attrs."""
     return tuple(
-        (scheme_to_arg(intent.scheme), tuple(str(name) for name in intent.nodes))
+        (
+            None if intent.scheme is None else scheme_to_arg(intent.scheme),
+            intent.rule,
+            tuple(str(name) for name in intent.nodes),
+        )
         for intent in intents
     )
 
 
 def _read_intent(pair: Arg) -> Result[Intent, Fault]:
     match pair:
-        case (FrozenMap() as scheme, tuple() as names):
+        case (None, str() as rule, tuple() as names):
+            return Success(Intent(None, rule, tuple(NodeId(str(name)) for name in names)))
+        case (FrozenMap() as scheme, str() as rule, tuple() as names):
             ids = tuple(NodeId(str(name)) for name in names)
-            return scheme_from_arg(scheme).map(lambda found: Intent(found, ids))
+            return scheme_from_arg(scheme).map(lambda found: Intent(found, rule, ids))
         case _:
             return Failure(Fault(FaultKind.BAD_RECIPE, f"not an intent: {pair!r}"))
 
@@ -93,14 +101,24 @@ def _observe(graph: Graph, recipe: Recipe, targets: tuple[Target, ...]) -> Resul
             Fault(FaultKind.UNSUPPORTED_TARGET, "no target was given", "name at least one target")
         )
     return resolve(recipe, graph).bind(
-        lambda found: _put(graph, [plan_resolved(graph, found, target) for target in targets])
+        lambda found: _put(
+            graph, [plan_resolved(graph, found, target) for target in targets], found.choices
+        )
     )
 
 
-def _put(graph: Graph, planned: list[Planned]) -> Result[Rewrite, Fault]:
+def _put(
+    graph: Graph, planned: list[Planned], choices: Mapping[NodeId, Choice]
+) -> Result[Rewrite, Fault]:
     taps = tuple(dict.fromkeys(tap for one in planned for tap in one.plan.taps))
-    asked = _asked(planned)
-    return _tapped(graph, taps, asked, planned[0].plan)
+    kinds = {kind.anchor for one in planned for kind in one.plan.target.units}
+    absorbed = {op for one in planned for kind in one.plan.target.units for op in kind.absorbs}
+    told = {
+        name: choice
+        for name, choice in choices.items()
+        if graph[name].op in kinds or graph[name].op in absorbed
+    }
+    return _tapped(graph, taps, told, planned[0].plan)
 
 
 def _observe_plan(graph: Graph, plan: Plan) -> Result[Rewrite, Fault]:
@@ -113,50 +131,24 @@ def _observe_plan(graph: Graph, plan: Plan) -> Result[Rewrite, Fault]:
                 "make the plan of this graph",
             )
         )
-    at = plan.taps[0].value if plan.taps else None
-    homes = {
-        name: _home(graph, name, {tap.value for tap in plan.taps}) or at for name in plan.order
+    told = {
+        name: Choice(plan.schemes.get(name), f"a plan for {plan.target.label}")
+        for name in plan.order
+        if plan[name].verdict is not Verdict.OUTSIDE
     }
-    asked: dict[NodeId, dict[NodeId, Scheme]] = {}
-    for name in plan.order:
-        scheme, home = plan.schemes.get(name), homes[name]
-        if scheme is not None and home is not None:
-            asked.setdefault(home, {})[name] = scheme
-    return _tapped(graph, plan.taps, asked, plan)
-
-
-def _home(graph: Graph, name: NodeId, tapped: set[NodeId]) -> NodeId | None:
-    return next((value for value in graph[name].inputs() if value in tapped), None)
-
-
-def _asked(planned: list[Planned]) -> dict[NodeId, dict[NodeId, Scheme]]:
-    """For each observed value, the nodes whose intents its observer carries.
-
-    A node's intent stands at a source of the params of its unit's first operand.
-    """
-    asked: dict[NodeId, dict[NodeId, Scheme]] = {}
-    placed: set[NodeId] = set()
-    for one in planned:
-        for seat in one.arrangement.seats.values():
-            edge = seat.edges[0]
-            home = one.arrangement.wanted[edge.user, edge.at].sources[0]
-            for name in seat.unit.nodes:
-                scheme = one.plan.schemes.get(name)
-                if scheme is not None and name not in placed:
-                    placed.add(name)
-                    asked.setdefault(home, {})[name] = scheme
-    return asked
+    return _tapped(graph, plan.taps, told, plan)
 
 
 def _tapped(
     graph: Graph,
     taps: tuple[Tap, ...],
-    asked: Mapping[NodeId, Mapping[NodeId, Scheme]],
+    choices: Mapping[NodeId, Choice],
     plan: Plan,
 ) -> Result[Rewrite, Fault]:
     at: dict[NodeId, list[Tap]] = {}
     for tap in taps:
         at.setdefault(tap.value, []).append(tap)
+    asked = _homes(graph, choices, at)
     nodes = dict(graph.nodes.items())
     order: list[NodeId] = []
     for name in graph.order:
@@ -175,11 +167,30 @@ def _by(_: Item) -> RuleName:
     return NAME
 
 
-def _grouped(asked: Mapping[NodeId, Scheme]) -> tuple[Intent, ...]:
-    by_scheme: dict[Scheme, list[NodeId]] = {}
-    for name, scheme in asked.items():
-        by_scheme.setdefault(scheme, []).append(name)
-    return tuple(Intent(scheme, tuple(names)) for scheme, names in by_scheme.items())
+def _homes(
+    graph: Graph, choices: Mapping[NodeId, Choice], at: Mapping[NodeId, object]
+) -> dict[NodeId, dict[NodeId, Choice]]:
+    """The observed value at which each choice is told: an operand of the node, else the last
+    value observed before it, else the first one."""
+    found: dict[NodeId, dict[NodeId, Choice]] = {}
+    last = next((name for name in graph.order if name in at), None)
+    for node in graph:
+        choice = choices.get(node.id)
+        home = next((name for name in node.inputs() if name in at), last)
+        if choice is not None and home is not None:
+            found.setdefault(home, {})[node.id] = choice
+        if node.id in at:
+            last = node.id
+    return found
+
+
+def _grouped(asked: Mapping[NodeId, Choice]) -> tuple[Intent, ...]:
+    by_choice: dict[Choice, list[NodeId]] = {}
+    for name, choice in asked.items():
+        by_choice.setdefault(choice, []).append(name)
+    return tuple(
+        Intent(choice.scheme, choice.rule, tuple(names)) for choice, names in by_choice.items()
+    )
 
 
 def _tap(nodes: Mapping[NodeId, Node], value: Node, tap: Tap, intents: tuple[Intent, ...]) -> Node:

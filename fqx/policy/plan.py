@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fqx.ir.arg import DType, Json, NodeRef, WeightRef, encode_arg
@@ -240,15 +239,10 @@ def _why_no_seat(scene: Scene, made: Arrangement, node: Node) -> Veto:
     found = made.float_because.get(node.id)
     if not kinds:
         return Veto(Reason.NO_KERNEL, f"{scene.target.label} has no kernel for {node.op}")
-    if found is not None:
-        return found
     if choice is None:
         return Veto(Reason.NOT_PLANNED, "")
     if choice.scheme is None:
         return Veto(Reason.BY_RECIPE, f"the recipe leaves it float: {choice.rule}")
+    if found is not None:
+        return found
     return Veto(Reason.UNFIT, Reason.UNFIT.value)
-
-
-def choices_of(schemes: Mapping[NodeId, Scheme]) -> dict[NodeId, Choice]:
-    """The choices that schemes found in a graph stand for."""
-    return {name: Choice(scheme, "observe") for name, scheme in schemes.items()}
