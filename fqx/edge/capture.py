@@ -19,8 +19,8 @@ from fqx.edge.capture_leaves import Leaves, no_leaves, with_stubs
 from fqx.edge.capture_model import Names, check_model, names_of, structural_copy, weights_of
 from fqx.edge.capture_names import input_id, name_nodes
 from fqx.edge.capture_read import Read, Source, read_program
-from fqx.edge.capture_run import FlatModel, Returned, export_flat
-from fqx.edge.capture_trace import Traced, trace
+from fqx.edge.capture_run import FlatModel, FlatTrace, Returned, export_flat
+from fqx.edge.capture_trace import Traced, is_torch_module, trace
 from fqx.edge.capture_types import Symbols, symbol_of, type_of
 from fqx.ir.arg import Arg, NodeRef, map_refs
 from fqx.ir.fault import Fault, FaultKind
@@ -185,7 +185,9 @@ def _with_leaves(request: Request, model: nn.Module, example: Example) -> Result
 
 def _captured(request: Request, prepared: Prepared) -> Result[Trail, Fault]:
     follow: Callable[[Prepared], Result[Program, Fault]]
-    follow = _exported if request.how == "export" else _traced
+    # fx calls modules of torch itself and does not trace into them: nothing to trace in such a root
+    opaque = is_torch_module(prepared.model)
+    follow = _exported if request.how == "export" or opaque else _traced
     return prepared.leaves.calling(lambda: follow(prepared)).bind(
         lambda program: _graph(request, prepared, program)
     )
@@ -211,7 +213,7 @@ def _traced(prepared: Prepared) -> Result[Program, Fault]:
 def _exported_trace(prepared: Prepared, traced: Traced) -> Result[Program, Fault]:
     """Export of the trace; an output of the trace may turn out to be a tuple of values."""
     returned, example = Returned(), prepared.example
-    flat = FlatModel(traced.module, _flat_example(example), returned)
+    flat = FlatTrace(traced.module, returned)
     modules = {**prepared.modules, **{id(m): p for p, m in traced.module.named_modules() if p}}
     return (
         export_flat(flat, example.tensors, example.tensor_axes, modules)
@@ -225,20 +227,6 @@ def _exported_trace(prepared: Prepared, traced: Traced) -> Result[Program, Fault
                 traced.transient,
             )
         )
-    )
-
-
-def _flat_example(example: Example) -> Example:
-    """The example as the trace takes it: its tensors, one behind the other."""
-    count = len(example.tensors)
-    args = Tree("tuple", None, (), tuple(Tree("leaf", index) for index in range(count)))
-    return replace(
-        example,
-        names=example.tensor_names,
-        values=example.tensors,
-        axes=example.tensor_axes,
-        args=args,
-        kwargs=Tree("dict"),
     )
 
 

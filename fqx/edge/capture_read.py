@@ -48,9 +48,8 @@ from fqx.ir.signature import (
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, fold
 from fqx.num.tensors import dtype_of
-from fqx.ops.catalogue import OPS
-from fqx.ops.schema import Call
 from fqx.ops.spellings import Canonical, Same, canonical_call, functional_name
+from fqx.ops.types import infer
 
 _ANONYMOUS = re.compile(r"(^|\.)(lifted_tensor_\d+|_tensor_constant\d+)$")
 _ATTENTION_TO_MODE = ("train", "training")
@@ -413,8 +412,7 @@ class _Reader:
         return sole if sole is not None else self.known_ints.get(_int_key(node))
 
     def _rule(self, node: Node) -> Type:
-        row = OPS.get(node.op)
-        return OpaqueType() if row is None else row.infer(Call(node, row, self._kind))
+        return infer(node, self._kind)
 
     # -- calls
 
@@ -458,7 +456,7 @@ class _Reader:
             elif argument.name in node.kwargs:
                 item = node.kwargs[argument.name]
             else:
-                item = argument.default_value if argument.has_default_value() else None
+                item = _default(argument)
             value = self._value(item)
             is_float = str(argument.type) == "float" and isinstance(value, int)
             bound[argument.name] = float(value) if is_float and isinstance(value, int) else value
@@ -760,6 +758,16 @@ class _Reader:
         return self._emit(OpName("to"), (value,), FrozenMap({"dtype": wanted}), handle.type)
 
 
+def _default(argument: torch.Argument) -> object:
+    """The default a schema gives; memory formats stand there as numbers."""
+    if not argument.has_default_value():
+        return None
+    value: object = argument.default_value
+    if argument.name == "memory_format" and isinstance(value, int):
+        return tuple(_MEMORY_FORMATS.values())[(0, 3, 1, 2)[value]]
+    return value
+
+
 def _constant_name(module: str, taken: set[str]) -> str:
     stem = f"{module}.const" if module else "const"
     found, count = stem, 0
@@ -806,7 +814,9 @@ def _only(node: fx.Node, item: int) -> bool:
 
 def _offset(pack: Pack, index: int) -> int | None:
     """Where an item of chunk or split starts, if all before it are of static size."""
-    dim = pack.node.attrs.get("dim") if pack.node is not None else None
+    if pack.node is None or pack.node.op not in ("chunk", "split"):
+        return None
+    dim = pack.node.attrs["dim"]
     if not isinstance(dim, int):
         return None
     sizes = [item.shape[dim] for item in pack.seen[:index] if isinstance(item, torch.Tensor)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx import traceback as fx_traceback
 
 from fqx.edge.capture_inputs import Example
 from fqx.edge.locate import fault_of, short_file
@@ -69,6 +70,24 @@ class FlatModel(nn.Module):
         return self.call(tensors)
 
 
+class FlatTrace(nn.Module):
+    """An fx trace, run call by call so that each keeps the scope and line the trace saw."""
+
+    def __init__(self, trace: fx.GraphModule, returned: Returned) -> None:
+        super().__init__()
+        self.m = trace
+
+        def call(tensors: tuple[torch.Tensor, ...]) -> tuple[object, ...]:
+            with fx_traceback.preserve_node_meta():
+                return take_outputs(fx.Interpreter(self.m).run(*tensors), returned)
+
+        self.call = call
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[object, ...]:
+        """The trace's output values."""
+        return self.call(tensors)
+
+
 def take_outputs(
     value: object,
     returned: Returned,
@@ -92,7 +111,7 @@ def take_outputs(
 
 
 def export_flat(
-    model: FlatModel,
+    model: nn.Module,
     tensors: tuple[torch.Tensor, ...],
     axes: tuple[Mapping[int, str], ...],
     modules: Mapping[int, str],
@@ -136,7 +155,7 @@ def _is_constraint(error: Exception) -> bool:
 
 def _fixed(
     error: Exception,
-    model: FlatModel,
+    model: nn.Module,
     tensors: tuple[torch.Tensor, ...],
     axes: tuple[Mapping[int, str], ...],
 ) -> Fault:
@@ -155,7 +174,7 @@ def _fixed(
 
 
 def _guard_line(
-    model: FlatModel, tensors: tuple[torch.Tensor, ...], axes: tuple[Mapping[int, str], ...]
+    model: nn.Module, tensors: tuple[torch.Tensor, ...], axes: tuple[Mapping[int, str], ...]
 ) -> str | None:
     """Where a varying size was compared with a number: asked of a second, lenient export."""
     shapes = tuple(dict.fromkeys(found, torch.export.Dim.AUTO) for found in axes)
@@ -167,7 +186,8 @@ def _guard_line(
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         guards = getattr(getattr(mode, "shape_env", None), "guards", ())
         for guard in guards:
-            place = _line_of(str(guard.sloc)) if type(guard.expr).__name__ == "Equality" else None
+            line = str(getattr(guard.sloc, "maybe_user_loc", None) or "")
+            place = _line_of(line) if type(guard.expr).__name__ == "Equality" else None
             if place:
                 return place
     return None

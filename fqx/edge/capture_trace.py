@@ -28,6 +28,11 @@ class Traced:
     transient: frozenset[int]
 
 
+def is_torch_module(model: nn.Module) -> bool:
+    """Whether fx takes the model for one call of one of torch's own modules."""
+    return fx.Tracer().is_leaf_module(model, "")
+
+
 def trace(model: nn.Module, example: Example, modules: Mapping[int, str]) -> Result[Traced, Fault]:
     """Trace with `torch.fx`; modules of torch itself stay calls, which the export looks into.
 

@@ -150,7 +150,9 @@ def _weight(graph: Graph, path: Path) -> Result[torch.Tensor, Fault]:
     found = graph.weights.get(graph.ties.get(path) or path)
     if found is None:
         return Failure(Fault(FaultKind.UNBOUND_NAME, f"there is no weight {path}"))
-    return tensor_of(found)
+    # a parameter that wants a gradient takes another path through torch's matmul even under no_grad
+    trains = found.requires_grad and found.dtype.is_float
+    return tensor_of(found).map(lambda t: t.detach().requires_grad_() if trains else t)
 
 
 def _plain(
