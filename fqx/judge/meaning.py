@@ -147,11 +147,11 @@ _ROWS: Final[Mapping[str, Meaning]] = {
     "einsum": lambda xs, equation: torch.einsum(equation, *xs),
     "scaled_dot_product_attention": lambda q, k, v, mask, **kw: F.scaled_dot_product_attention(q, k, v, mask, **kw),
     # norms
-    "batch_norm": lambda x, w, b, mean, var, training, momentum, eps: F.batch_norm(x, mean, var, w, b, training, momentum, eps),
-    "instance_norm": lambda x, w, b, mean, var, use_input_stats, momentum, eps: F.instance_norm(
-        x, mean, var, w, b, use_input_stats, momentum, eps),
+    "batch_norm": lambda x, w, b, mean, var, training, momentum, eps: torch.batch_norm(x, w, b, mean, var, training, momentum, eps, False),
+    "instance_norm": lambda x, w, b, mean, var, use_input_stats, momentum, eps: torch.instance_norm(
+        x, w, b, mean, var, use_input_stats, momentum, eps, False),
     "layer_norm": lambda x, w, b, shape, eps: F.layer_norm(x, shape, w, b, eps),
-    "group_norm": lambda x, w, b, groups, eps: F.group_norm(x, groups, w, b, eps),
+    "group_norm": lambda x, w, b, groups, eps: torch.group_norm(x, groups, w, b, eps),
     "rms_norm": lambda x, w, shape, eps: F.rms_norm(x, shape, w, eps),
     "softmax": lambda x, dim, dtype: torch.softmax(x, dim, dtype=dtype),
     "log_softmax": lambda x, dim, dtype: torch.log_softmax(x, dim, dtype=dtype),

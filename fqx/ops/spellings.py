@@ -86,8 +86,6 @@ _OTHER: Final[Mapping[str, str]] = {
     "cat": "concat concatenate",
     "chunk": "unsafe_chunk",
     "unbind": "unbind.int",
-    "adaptive_avg_pool2d": "_adaptive_avg_pool2d",
-    "adaptive_avg_pool3d": "_adaptive_avg_pool3d",
     "mean": "mean.dim",
     "sum": "sum.dim_IntList",
     "all": "all.dim all.dims",
@@ -124,7 +122,7 @@ _SPECIAL: Final[Mapping[str, Translate]] = {
     "addmm": to.renamed("addmm", input="self", x="mat1", y="mat2"),
     "baddbmm": to.renamed("baddbmm", input="self", x="batch1", y="batch2"),
     "embedding_bag": to.embedding_bag,
-    "embedding_bag.padding_idx": to.embedding_bag,
+    "embedding_bag.padding_idx": to.padded_embedding_bag,
     "_embedding_bag": to.embedding_bag,
     "scaled_dot_product_attention": to.renamed(
         "scaled_dot_product_attention", q="query", k="key", v="value", mask="attn_mask"
@@ -335,7 +333,7 @@ def canonical_call(name: str, bound: Mapping[str, Arg], types: Mapping[str, Type
 
 def _as_written(made: Translation, bound: Bound) -> Translation:
     """The value an in-place call leaves behind has the dtype of the tensor it is written to."""
-    kind = next((k for k in bound.types.values() if isinstance(k, TensorType)), None)
+    kind = bound.tensor("self")
     if not isinstance(made, Canonical) or kind is None:
         return made
     known = {bound[name]: found for name, found in bound.types.items() if name in bound.args}

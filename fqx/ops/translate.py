@@ -142,7 +142,20 @@ def convolution(bound: Bound) -> Translation:
 
 def embedding_bag(bound: Bound) -> Translation:
     """embedding_bag; the mode by name, the value is item 0 of aten's four."""
-    mode, padding = bound["mode"], bound.args.get("padding_idx", -1)
+    return _bags(bound, bound.args.get("padding_idx", -1))
+
+
+def padded_embedding_bag(bound: Bound) -> Translation:
+    """embedding_bag.padding_idx: None is no padding, a negative index counts from the end."""
+    padding, weight = bound["padding_idx"], bound.dims("weight")
+    if isinstance(padding, int) and padding < 0:
+        rows = weight[0] if weight else None
+        return _bags(bound, padding + rows) if isinstance(rows, int) else None
+    return _bags(bound, -1 if padding is None else padding)
+
+
+def _bags(bound: Bound, padding: Arg) -> Translation:
+    mode = bound["mode"]
     if not isinstance(mode, int):
         return None
     return call(
@@ -155,7 +168,7 @@ def embedding_bag(bound: Bound) -> Translation:
         per_sample_weights=bound["per_sample_weights"],
         mode=("sum", "mean", "max")[mode],
         include_last_offset=bound["include_last_offset"],
-        padding_idx=-1 if padding is None else padding,
+        padding_idx=padding,
     )
 
 
@@ -186,9 +199,11 @@ def hardtanh(bound: Bound) -> Translation:
 
 def _clamp(bound: Bound, low: Arg, high: Arg) -> Translation:
     x, kind = bound["self"], bound.dtype("self")
-    if _is_zero(low) and high is None and kind is not DType.BOOL:
+    floats = kind is not None and kind.is_float
+    # a float bound would make an integer tensor float, which relu does not
+    if _is_zero(low) and high is None and (floats or isinstance(low, int)):
         return call("relu", None, x=x)
-    if kind is not None and kind.is_float:
+    if floats:
         low, high = _as_float(low), _as_float(high)
     return call("clamp", None, x=x, low=low, high=high)
 
