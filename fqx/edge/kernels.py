@@ -345,61 +345,77 @@ def _linear_add(attrs: Attrs) -> Run:
 
 
 def _pair(name: str) -> Bind:
-    """add, add_relu or mul of two activations, brought to one shape.
+    """add, add_relu or mul of two activations of one shape, or broadcast.
 
-    torch 2.13 reads the uint8 operands of these kernels as int8; flipping the top bit and moving
-    the zero point by 128 says the same in int8. A torch that reads them right is noticed here.
+    torch 2.13's kernels take the uint8 operands of each full vector of 16 for int8, and only the
+    elements behind the last full vector for uint8. Flipping the top bit and moving the zero point
+    by 128 says the same in int8, so whole vectors on one thread are right that way; all else is
+    computed in float32.
     """
 
     def bound(attrs: Attrs) -> Run:
         call = getattr(_ONEDNN, f"q{name}{'_relu' if attrs.get('relu') else ''}").tensor
-        signed = _reads_signed(call)
-        shift = 128 if signed else 0
+        reads = _reading(call)
+        shift = 128 if reads == "int8" else 0
         left = (attrs["x_scale"], attrs["x_zero_point"] - shift)
         right = (attrs["y_scale"], attrs["y_zero_point"] - shift)
-        tail: tuple[Any, ...] = (
-            *right,
-            attrs["scale"],
-            attrs["zero_point"],
-            _OUTPUTS[attrs["output"]],
-        )
+        tail: tuple[Any, ...] = (*right, attrs["scale"], attrs["zero_point"], torch.uint8)
+        in_float = _pair_in_float(name, attrs)
+        fast = _bounded(lambda x, y: call(x, *left, y, *tail), attrs)
 
         def run(x: Tensor, y: Tensor) -> Tensor:
-            if x.shape != y.shape:
-                x, y = _one_shape(x, y)
-            if signed:
-                x, y = x.bitwise_xor(128), y.bitwise_xor(128)
-            result: Tensor = call(x, *left, y, *tail)
-            return result
+            size, dense = x.numel(), x.stride() == y.stride() and x.shape == y.shape
+            if not dense or size % 16 or (size > _ONE_THREAD and torch.get_num_threads() > 1):
+                return in_float(x, y)
+            return fast(x.bitwise_xor(128), y.bitwise_xor(128))
 
-        return _bounded(run, attrs)
+        return {"int8": run, "uint8": _dense(fast, in_float)}.get(reads, in_float)
 
     return bound
 
 
-def _reads_signed(call: Any) -> bool:
-    large, one = torch.tensor([200], dtype=torch.uint8), torch.tensor([1], dtype=torch.uint8)
-    return int(call(large, 1.0, 0, one, 1.0, 0, 1.0, 0, torch.uint8)[0]) < 128
+_ONE_THREAD = 32768
+"""torch splits pointwise work into pieces no smaller than this."""
 
 
-def _one_shape(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.Size(map(max, _padded(x, y), _padded(y, x)))
-    model = x if x.shape == shape else y
-    return _grown(x, shape, model), _grown(y, shape, model)
+def _dense(fast: Run, in_float: Run) -> Run:
+    return lambda x, y: fast(x, y) if x.shape == y.shape else in_float(x, y)
 
 
-def _padded(x: Tensor, y: Tensor) -> tuple[int, ...]:
-    return (*(1,) * (y.dim() - x.dim()), *x.shape)
+def _reading(call: Any) -> str:
+    """What the kernel takes the bytes of its operands for, in full vectors and behind them."""
+    large, one = torch.full((35,), 200, dtype=torch.uint8), torch.ones(35, dtype=torch.uint8)
+    seen = call(large, 1.0, 0, one, 1.0, 0, 1.0, 0, torch.uint8) >= 128
+    return "uint8" if bool(seen.all()) else "unknown" if bool(seen[:32].any()) else "int8"
 
 
-def _grown(x: Tensor, shape: torch.Size, model: Tensor) -> Tensor:
-    """`x` broadcast to `shape`, laid out as `model` where that has the shape."""
-    if x.shape == shape:
-        return x
-    grown = x.expand(shape)
-    if model.shape != shape:
-        return grown.contiguous()
-    return torch.empty_like(model).copy_(grown)
+def _pair_in_float(name: str, attrs: Attrs) -> Run:
+    """The same in float32, with the scales folded into one another."""
+    x_zero, y_zero, zero_point = (attrs[f"{at}zero_point"] for at in ("x_", "y_", ""))
+    low, high = attrs["qmin"] - zero_point, attrs["qmax"] - zero_point
+    low = max(low, 0) if attrs.get("relu") else low
+    left, right = attrs["x_scale"] / attrs["scale"], attrs["y_scale"] / attrs["scale"]
+    product = left * attrs["y_scale"]
+    offset = -(x_zero * left + y_zero * right)
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        total = x.to(torch.float32).mul_(left)
+        # in place where the sum is no larger than x
+        total = total.add_(y, alpha=right) if x.shape == y.shape else total.add(y, alpha=right)
+        return total.add_(offset)
+
+    def mul(x: Tensor, y: Tensor) -> Tensor:
+        factor, other = x.to(torch.float32).sub_(x_zero), y.to(torch.float32).sub_(y_zero)
+        small, wide = (factor, other) if factor.numel() < other.numel() else (other, factor)
+        return wide.mul(small.mul_(product))
+
+    compute = add if name == "add" else mul
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        bits = compute(x, y).clamp_(low, high).add_(_MAGIC)
+        return bits.view(torch.int32).to(torch.uint8).add_(zero_point)
+
+    return run
 
 
 # torch's quantized tensors.
@@ -511,32 +527,6 @@ def _conv_transpose_prepack(dims: int) -> Callable[..., Any]:
 
 def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
     return _QUANTIZED.linear_prepack(weight, bias)
-
-
-def _native_conv2d_add(attrs: Attrs) -> Run:
-    hush()
-    call = _QUANTIZED.conv2d_add_relu if attrs["relu"] else _QUANTIZED.conv2d_add
-    scale_out, zero_out, keeps = attrs["scale"], attrs["zero_point"], attrs["keeps_other"]
-    prepack, layout = _conv_prepack(2), torch.channels_last
-
-    def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
-        held = None if bias is None else bias.detach().float()
-        with _engine(attrs["engine"]):
-            return (prepack(_quantized_weight(weight, scale), held, attrs),)
-
-    packs = _Packs(make)
-
-    def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, other: Tensor) -> Tensor:
-        state = packs.state
-        if _stale(state, weight, scale) or state[3] is not bias:
-            state = packs.renew(weight, scale, bias)
-        sum_in = other.contiguous(memory_format=layout)
-        if keeps and sum_in is other:
-            sum_in = other.clone()
-        result: Tensor = call(x, sum_in, state[4], scale_out, zero_out)
-        return result
-
-    return _native_bounded(run, attrs)
 
 
 def _native_pair(name: str) -> Bind:
@@ -659,7 +649,6 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             )
             for n in (1, 2, 3)
         },
-        OpName("native.conv2d_add"): _native_conv2d_add,
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
         OpName("native.add"): _native_pair("add"),
         OpName("native.mul"): _native_pair("mul"),

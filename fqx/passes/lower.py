@@ -413,7 +413,8 @@ class _Shop:
             return
         found = self._as_integers(source.id, held)
         if isinstance(found, NoUnit):
-            self.misses.setdefault(maker.id, found.why)
+            if self._reads_integers(maker):
+                self.misses.setdefault(maker.id, found.why)
             return
         self.reads[node.id] = found
         self.claimed.add(node.id)

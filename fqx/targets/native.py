@@ -1,4 +1,8 @@
-"""torch's packed-weight kernels on quantized dtypes (`torch.ops.quantized.*`), per engine."""
+"""torch's packed-weight kernels on quantized dtypes (`torch.ops.quantized.*`), per engine.
+
+Only kernels that run whatever torch's global engine is: `conv2d_add` needs it set in every call,
+which two threads cannot do, so additions are units of their own here.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +54,6 @@ _EVERYWHERE: tuple[UnitKind, ...] = (
     _plain("mul", (), ("x", "y"), Need.NO_NUMBERS, Need.SAME_SHAPE),
     *shape_kinds("native"),
 )
-_ONLY_ONEDNN: tuple[UnitKind, ...] = tuple(
-    _weighted("conv2d", absorbs, Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND)
-    for absorbs in (("add", "relu"), ("add",))
-)
 
 
 def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
@@ -64,10 +64,12 @@ def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
 
 
 _MORE: dict[str, tuple[UnitKind, ...]] = {
-    "x86": _transposed((1, 2, 3)),
-    "fbgemm": _transposed((1, 2, 3)),
+    # torch 2.13: onednn's transposed convolutions (x86 takes those too) are wrong for groups and
+    # unequal channels, fbgemm's of two dimensions where stride and window are equal
+    "x86": (),
+    "onednn": (),
+    "fbgemm": _transposed((1,)),
     "qnnpack": _transposed((1, 2)),
-    "onednn": (*_ONLY_ONEDNN, *_transposed((1, 2, 3), Need.NO_OUTPUT_PADDING, Need.UNGROUPED)),
 }
 
 KERNELS: tuple[Kernel, ...] = (
@@ -87,12 +89,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("x", "weight", "weight_scale", "bias"),
             (*_OUT, "stride", "padding", "output_padding", "groups", "dilation", "engine"),
         )
-        for n in (1, 2, 3)
-    ),
-    Kernel(
-        OpName("native.conv2d_add"),
-        ("x", "weight", "weight_scale", "bias", "other"),
-        (*_OUT, *_CONV, "relu", "engine", "keeps_other"),
+        for n in (1, 2)
     ),
     Kernel(
         OpName("native.linear"),
@@ -108,7 +105,8 @@ KERNELS: tuple[Kernel, ...] = (
 def native(engine: str = "x86") -> Result[Target, Fault]:
     """The kernels of one engine: x86, fbgemm, onednn or qnnpack.
 
-    Ranges are those of a machine with VNNI; `probe` narrows them where sums saturate. Fails with
+    Ranges are those of a machine with VNNI; `probe` narrows them where sums saturate. fbgemm's are
+    narrow everywhere: its depthwise kernels sum in int16 whatever the machine. Fails with
     UNSUPPORTED_TARGET for another name.
     """
     if engine not in ENGINES:
@@ -120,6 +118,5 @@ def native(engine: str = "x86") -> Result[Target, Fault]:
             )
         )
     units = (*_MORE[engine], *_EVERYWHERE)
-    return Success(
-        Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
-    )
+    target = Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
+    return Success(target.narrowed() if engine == "fbgemm" else target)
