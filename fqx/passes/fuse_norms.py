@@ -195,18 +195,16 @@ def _weight_path(found: Match, path: Path, new: Weight) -> Path:
 
 
 def _bias_path(found: Match, path: Path, weight_path: Path, new: Weight) -> Path:
-    old = found.path("bias")
+    old, stem = found.path("bias"), _stem(path)
+    shared = Path(f"{stem}fused_bias")
+    if weight_path != path and found.weight_at(shared) == new:
+        return shared
     if old is not None and found.is_alone(old):
         return old
-    stem = _stem(path)
     plain = Path(f"{stem}bias")
     if old is None and weight_path == path and found.weight_at(plain) is None:
         return plain
-    return next(
-        candidate
-        for candidate in _numbered(f"{stem}fused_bias")
-        if found.weight_at(candidate) in (None, new)
-    )
+    return next(name for name in _numbered(shared) if found.weight_at(name) in (None, new))
 
 
 def _numbered(stem: str) -> Iterator[Path]:

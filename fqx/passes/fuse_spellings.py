@@ -306,7 +306,8 @@ def _upright(found: Match, rank: int) -> Change:
     return Change(NodeRef(name), (made,))
 
 
-_scores = op("matmul", "bmm")(anything("q"), anything("k")).alone()
+_keys = either(op("permute").named("k"), anything("k"))
+_scores = op("matmul", "bmm")(anything("q"), _keys).alone()
 _scaled = either(
     _scores,
     op("mul")(_scores, number("scale")).commuting().alone(),
