@@ -56,10 +56,12 @@ def _if_same_type(found: Match) -> Made:
     return Change(found.arg("x"))
 
 
-def _if_same_fixed_type(found: Match) -> Made:
-    """As `_if_same_type`, where no size is free: a batch of one would be squeezed away."""
-    kind = found.type_of(found.arg("x"))
-    if not isinstance(kind, TensorType) or not _is_fixed(kind):
+def _if_not_squeezed(found: Match) -> Made:
+    """As `_if_same_type`, where no size asked about is free: a batch of one would go."""
+    kind, dims = found.type_of(found.arg("x")), attr(found.root, "dims")
+    sizes = kind.dims if isinstance(kind, TensorType) and kind.dims is not None else (None,)
+    asked = dims if isinstance(dims, tuple) else tuple(range(len(sizes)))
+    if not all(isinstance(sizes[d], int) for d in asked if isinstance(d, int) and d < len(sizes)):
         return Miss("a size is free and may be one", found.root.id)
     return _if_same_type(found)
 
@@ -74,10 +76,6 @@ def _if_dense(found: Match) -> Made:
 
 def _is_known(kind: TensorType) -> bool:
     return kind.dims is not None and None not in kind.dims
-
-
-def _is_fixed(kind: TensorType) -> bool:
-    return kind.dims is not None and all(isinstance(dim, int) for dim in kind.dims)
 
 
 def _is_dense(node: Node) -> bool:
@@ -137,7 +135,7 @@ RULES: Rules = rules(
         _if_same_type,
     ),
     # squeeze(x; axes that are longer than one) -> x
-    Rule(RuleName("clean.squeeze"), op("squeeze")(x), _if_same_fixed_type),
+    Rule(RuleName("clean.squeeze"), op("squeeze")(x), _if_not_squeezed),
     # slice(x, 0, None; step=1) -> x
     Rule(RuleName("clean.slice"), op("slice")(x, either(None, 0), None).having(step=1), _operand),
     # permute(x; (0, 1, 2)) -> x
