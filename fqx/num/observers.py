@@ -68,7 +68,7 @@ class State:
             return False
         mine, theirs = self.tensors(), other.tensors()
         return mine.keys() == theirs.keys() and all(
-            tensor.shape == theirs[name].shape and torch.equal(tensor, theirs[name])
+            torch.equal(tensor.view(torch.int64), theirs[name].view(torch.int64))
             for name, tensor in mine.items()
         )
 
