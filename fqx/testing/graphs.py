@@ -69,7 +69,8 @@ class Sketch:
             for path, weight in self.weights.items()
             if weight.shape == shape and path.startswith(kind)
         ]
-        if held and self.draw(st.booleans()):
+        again: bool = bool(held) and self.draw(st.booleans())
+        if again:
             return WeightRef(self.draw(st.sampled_from(held)))
         path = Path(f"{kind}{len(self.weights)}")
         tensor = torch.randn(shape, generator=self.torch_seed) * scale
@@ -281,23 +282,23 @@ def _split(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
     return Call("getitem", {"x": NodeRef(whole), "index": sketch.draw(st.integers(0, 1))})
 
 
-def _clamp(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+def _clamp(sketch: Sketch, x: NodeRef, _: tuple[Dim, ...]) -> Call | None:
     low, high = sketch.draw(
         st.sampled_from([(0.0, 6.0), (0, 6), (-1.0, 1.0), (None, 0.5), (0, None)])
     )
     return Call("clamp", {"x": x, "low": low, "high": high})
 
 
-def _softmax(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+def _softmax(_: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
     return Call("softmax", {"x": x, "dim": len(dims) - 1, "dtype": None}) if dims else None
 
 
-def _dropout(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
-    training: Arg = sketch.draw(st.sampled_from([False, Training()]))
+def _dropout(sketch: Sketch, x: NodeRef, _: tuple[Dim, ...]) -> Call | None:
+    training = sketch.pick(False, Training())
     return Call("dropout", {"x": x, "p": 0.5, "training": training})
 
 
-def _attention(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+def _attention(_: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
     if len(dims) not in (3, 4):
         return None
     return Call(
@@ -308,14 +309,31 @@ def _attention(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None
 
 
 def _unary(op: str) -> Maker:
-    def make(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+    def make(_: Sketch, x: NodeRef, __: tuple[Dim, ...]) -> Call | None:
         return Call(op, {"x": x})
 
     return make
 
 
 WILD = frozenset(
-    "exp expm1 log log2 log1p sqrt rsqrt reciprocal sign floor ceil round square erf celu selu".split()
+    (
+        "exp",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "square",
+        "erf",
+        "celu",
+        "selu",
+    )
 )
 """Unary rows that turn ordinary activations into infinities, NaN or steps."""
 

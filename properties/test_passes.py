@@ -1,0 +1,48 @@
+"""Every pass obeys every law: graphs drawn from the catalogue, one draw for all laws of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from fqx.ir.show import show
+from fqx.passes.clean import clean
+from fqx.passes.fuse import fuse
+from fqx.passes.pipeline import Pass
+from fqx.testing.graphs import Sample, samples
+from fqx.testing.laws import EXACT, IDEMPOTENT, PASS_LAWS, fuse_rounds_well, violations
+
+
+def _assert_obeys(rewrite: Pass, sample: Sample, *more: object) -> None:
+    laws = (*PASS_LAWS, *more)
+    note(show(sample.graph))
+    broken = violations(rewrite, sample.graph, laws, sample.inputs)  # type: ignore[arg-type]
+    assert not broken, "\n\n".join(map(str, broken))
+
+
+@given(samples(tame=False))
+def test_clean_obeys_the_laws(sample: Sample) -> None:
+    _assert_obeys(clean(), sample, EXACT, IDEMPOTENT)
+
+
+@given(samples(tame=False))
+def test_fuse_obeys_the_laws(sample: Sample) -> None:
+    _assert_obeys(fuse(), sample, fuse_rounds_well, IDEMPOTENT)
+
+
+@given(samples(), st.booleans())
+def test_a_pipeline_is_its_passes_one_behind_the_other(sample: Sample, grouped: bool) -> None:
+    one, two = clean(), fuse()
+    both = (one | two).run(sample.graph)
+    apart = one.run(sample.graph).bind(two.run)
+    assert both.map(lambda trail: trail.graph.digest) == apart.map(lambda trail: trail.graph.digest)
+
+
+GRAPH_LAWS: tuple[Callable[[], None], ...] = (
+    test_clean_obeys_the_laws,
+    test_fuse_obeys_the_laws,
+    test_a_pipeline_is_its_passes_one_behind_the_other,
+)
+"""What `python -m properties` runs on drawn graphs."""
