@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fqx.ir.arg import Json
+from fqx.ir.arg import Json, NodeRef
 from fqx.ir.diff import Added, Changed, Edit, WeightAt
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
@@ -171,11 +171,13 @@ def _collected(
 
 def _after(measurement: _Measurement, seen: Stats, batch: object) -> Result[Stats, Fault]:
     found = dict(seen.states)
+    graph = measurement.program.graph
 
     def tap(name: NodeId, value: object) -> None:
         spec = measurement.specs.get(name)
         if spec is not None and isinstance(value, torch.Tensor):
-            found[name] = fold(observe(spec, found[name], value), _identity, _stop)
+            state = observe(spec, found[name], value)
+            found[name] = fold(state, _identity, lambda fault: _stop(_about(graph, name, fault)))
 
     return (
         _arguments(measurement, batch)
@@ -183,6 +185,13 @@ def _after(measurement: _Measurement, seen: Stats, batch: object) -> Result[Stat
         .alt(lambda fault: _in_batch(fault, seen.batches, measurement, batch))
         .map(lambda _: replace(seen, batches=seen.batches + 1, states=found))
     )
+
+
+def _about(graph: Graph, observer: NodeId, fault: Fault) -> Fault:
+    """The fault with the place of the value that is observed."""
+    value = graph[observer].args[0]
+    node = graph[value.id] if isinstance(value, NodeRef) else graph[observer]
+    return fault.located(node.id, node.origin.module, node.origin.source)
 
 
 def _identity(state: State) -> State:
@@ -309,14 +318,12 @@ def _settled(
     for name, spec in specs.items():
         state = stats.states.get(name)
         if state is None or (state.is_empty and spec.kind != "fixed"):
-            node = graph[name]
-            return Failure(
-                Fault(
-                    FaultKind.MISSING_STATISTICS,
-                    "this observer has seen no data",
-                    "give calibration batches that reach it",
-                ).located(node.id, node.origin.module, node.origin.source)
+            missing = Fault(
+                FaultKind.MISSING_STATISTICS,
+                "the observer of this value has seen no data",
+                "give calibration batches that reach it",
             )
+            return Failure(_about(graph, name, missing))
         weights = state_weights(name, spec, state)
         edits += [Added(WeightAt(path, weight), by) for path, weight in weights.items()]
         changed = with_state(graph[name], spec)
