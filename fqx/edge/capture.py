@@ -16,12 +16,20 @@ from torch import nn
 
 from fqx.edge.capture_inputs import Example, read_example
 from fqx.edge.capture_leaves import Leaves, no_leaves, with_stubs
-from fqx.edge.capture_model import Names, check_model, names_of, structural_copy, weights_of
+from fqx.edge.capture_model import (
+    Names,
+    check_mode,
+    check_parameters,
+    names_of,
+    structural_copy,
+    weights_of,
+)
 from fqx.edge.capture_names import input_id, name_nodes
 from fqx.edge.capture_read import Read, Source, read_program
 from fqx.edge.capture_run import FlatModel, FlatTrace, Returned, export_flat
 from fqx.edge.capture_trace import Traced, is_torch_module, trace
 from fqx.edge.capture_types import Symbols, symbol_of, type_of
+from fqx.edge.locate import keep_whole
 from fqx.ir.arg import Arg, NodeRef, map_refs
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph, graph_of
@@ -100,11 +108,11 @@ def capture(
     MODEL_IN_TRAINING, AMBIENT_AUTOCAST, UNFUNCTIONAL_WRITE, RANDOM_OP, UNCOPYABLE_MODEL,
     UNINITIALIZED_PARAMETER, UNKNOWN_LEAF, INPUT_DOES_NOT_FIT.
     """
-    positional = not isinstance(example_inputs, Mapping)
+    named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     request = Request(
         model,
-        _positional(example_inputs) if positional else (),
-        {**(dict(example_inputs) if not positional else {}), **(kwargs or {})},
+        () if isinstance(example_inputs, Mapping) else _positional(example_inputs),
+        {**named, **(kwargs or {})},
         how,
         tuple(leaves),
         dynamic or {},
@@ -126,18 +134,18 @@ def _positional(example: object) -> tuple[object, ...]:
 
 
 def _admitted(request: Request) -> Result[Request, Fault]:
-    if not isinstance(request.model, nn.Module):
+    model: object = request.model
+    if not isinstance(model, nn.Module):
         return Failure(
             Fault(
                 FaultKind.UNCAPTURABLE,
-                f"a {type(request.model).__name__} is not a torch module",
+                f"a {type(model).__name__} is not a torch module",
                 "wrap the function in an nn.Module",
             )
         )
-    if request.how not in ("export", "symbolic"):
-        return Failure(
-            Fault(FaultKind.BAD_ARGUMENT, f"how={request.how!r}", "use 'export' or 'symbolic'")
-        )
+    how: str = request.how
+    if how not in ("export", "symbolic"):
+        return Failure(Fault(FaultKind.BAD_ARGUMENT, f"how={how!r}", "use 'export' or 'symbolic'"))
     if torch.is_autocast_enabled("cpu"):
         return Failure(
             Fault(
@@ -150,12 +158,18 @@ def _admitted(request: Request) -> Result[Request, Fault]:
 
 
 def _prepared(request: Request) -> Result[Prepared, Fault]:
-    return structural_copy(request.model).bind(
-        lambda model: (
-            check_model(_in_mode(model, request))
-            .bind(lambda _: read_example(model, request.args, request.kwargs, request.dynamic))
-            .bind(lambda example: _with_leaves(request, model, example))
-        )
+    return (
+        check_parameters(request.model)
+        .bind(lambda _: structural_copy(request.model))
+        .bind(lambda model: _checked(request, _in_mode(model, request)))
+    )
+
+
+def _checked(request: Request, model: nn.Module) -> Result[Prepared, Fault]:
+    return (
+        check_mode(model)
+        .bind(lambda _: read_example(model, request.args, request.kwargs, request.dynamic))
+        .bind(lambda example: _with_leaves(request, model, example))
     )
 
 
@@ -188,8 +202,8 @@ def _captured(request: Request, prepared: Prepared) -> Result[Trail, Fault]:
     # fx calls modules of torch itself and does not trace into them: nothing to trace in such a root
     opaque = is_torch_module(prepared.model)
     follow = _exported if request.how == "export" or opaque else _traced
-    return prepared.leaves.calling(lambda: follow(prepared)).bind(
-        lambda program: _graph(request, prepared, program)
+    return prepared.leaves.calling(
+        lambda: follow(prepared).bind(lambda program: _graph(request, prepared, program))
     )
 
 
@@ -247,10 +261,20 @@ def _grafted(outer: Returned, inner: Returned) -> Tree:
 def _sound(
     exported: torch.export.ExportedProgram, returned: Returned
 ) -> Result[torch.export.ExportedProgram, Fault]:
-    if not returned.problem:
-        return Success(exported)
-    remedy = "return tensors in tuples, lists, dicts or dataclasses (transformers: use_cache=False)"
-    return Failure(Fault(FaultKind.UNCAPTURABLE, returned.problem, remedy))
+    if returned.stored is not None:
+        path, name = returned.stored
+        return Failure(
+            Fault(
+                FaultKind.UNFUNCTIONAL_WRITE,
+                f"forward stores a value in the attribute {name!r}; a graph keeps nothing",
+                f"return the value instead, or {keep_whole(path)}",
+                module=Path(path),
+            )
+        )
+    if returned.problem:
+        remedy = "return tensors in tuples, lists, dicts or dataclasses (often: use_cache=False)"
+        return Failure(Fault(FaultKind.UNCAPTURABLE, returned.problem, remedy))
+    return Success(exported)
 
 
 def _graph(request: Request, prepared: Prepared, program: Program) -> Result[Trail, Fault]:

@@ -27,8 +27,8 @@ from fqx.kit.result import Failure, Result, Success
 
 A = TypeVar("A")
 
-_LIBRARY = torch.library.Library("fqx", "FRAGMENT")
-_LIBRARY.define("leaf(str key, Tensor[] xs) -> Tensor[]")
+_LIBRARY = torch.library.Library("fqx", "FRAGMENT")  # type: ignore[no-untyped-call]  # of torch
+_LIBRARY.define("leaf(str key, Tensor[] xs) -> Tensor[]")  # type: ignore[no-untyped-call]  # same
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +128,20 @@ def leaf_key(key: str) -> tuple[str, Call]:
     return path, _CALLS.get()[path][int(index)]
 
 
-@torch.library.register_fake("fqx::leaf", lib=_LIBRARY)
 def _leaf_shapes(key: str, xs: list[torch.Tensor]) -> list[torch.Tensor]:
     _, call = leaf_key(key)
     made: list[torch.Tensor] = []
     for shape in call.shapes:
-        sizes: list[int] = list(shape.sizes)
+        sizes = list(shape.sizes)
         for given, x in zip(call.given, xs, strict=True):
-            if sizes and given and given[0] == sizes[0] and not isinstance(x.shape[0], int):
+            size: object = x.shape[0] if given else None
+            if sizes and given and given[0] == sizes[0] and isinstance(size, torch.SymInt):
                 sizes[0] = x.shape[0]
         made.append(torch.empty(sizes, dtype=shape.dtype))
     return made
+
+
+torch.library.register_fake("fqx::leaf", _leaf_shapes, lib=_LIBRARY)
 
 
 @contextmanager

@@ -50,11 +50,10 @@ def structural_copy(model: nn.Module, *, fresh_buffers: bool = False) -> Result[
     return attempt(lambda: copy.deepcopy(model, dict(memo)), lambda e: _uncopyable(model, memo, e))
 
 
-def check_model(model: nn.Module) -> Result[None, Fault]:
-    """Whether the model is ready: every parameter initialized, nothing in training mode.
+def check_parameters(model: nn.Module) -> Result[None, Fault]:
+    """Whether a graph can hold every parameter and buffer.
 
-    Only modules whose meaning the mode changes count: batch norm, dropout and the like. Faults:
-    UNINITIALIZED_PARAMETER, MODEL_IN_TRAINING.
+    Faults: UNINITIALIZED_PARAMETER, UNCAPTURABLE for an element type graphs do not have.
     """
     for path, tensor in _tensors(model):
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
@@ -75,6 +74,14 @@ def check_model(model: nn.Module) -> Result[None, Fault]:
                     module=Path(path.rpartition(".")[0]),
                 )
             )
+    return Success(None)
+
+
+def check_mode(model: nn.Module) -> Result[None, Fault]:
+    """Whether nothing is in training mode whose meaning that changes: batch norm, dropout, ….
+
+    Fails with MODEL_IN_TRAINING, naming the modules.
+    """
     training = [(path, module) for path, module in model.named_modules() if _matters(module)]
     return Failure(_in_training(training)) if training else Success(None)
 

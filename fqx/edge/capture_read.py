@@ -31,7 +31,7 @@ from fqx.edge.functionalize import (
     viewed,
     write,
 )
-from fqx.edge.locate import user_line
+from fqx.edge.locate import keep_whole, user_line
 from fqx.ir.arg import Arg, NodeRef, Ref, WeightRef, canonical, map_refs, refs_in
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import NodeId, OpName, Path
@@ -156,8 +156,6 @@ class _Reader:
         graph = self.source.program.graph
         self._placeholders(graph)
         outputs = self._walk(graph)
-        if self.fault is not None:
-            return Failure(self.fault)
         refs = tuple(self._arg(value) for value in outputs)
         if self.fault is not None:
             return Failure(self.fault)
@@ -300,13 +298,13 @@ class _Reader:
             return self._stop(
                 FaultKind.AMBIENT_AUTOCAST,
                 "the model runs under torch.autocast",
-                "write the casts (.to(dtype)) where they are meant, or keep the module whole with"
-                f" leaves=({self.place.path!r},)",
+                "write the casts (.to(dtype)) where they are meant, or "
+                + keep_whole(self.place.path),
             )
         return self._stop(
             FaultKind.CONTROL_FLOW,
             f"the model calls {name}, whose branches a graph does not hold yet",
-            f"keep the module whole and float: leaves=({self.place.path!r},)",
+            keep_whole(self.place.path),
         )
 
     def _inlined(self, inner: fx.GraphModule, operands: Sequence[object]) -> Value:
@@ -346,7 +344,7 @@ class _Reader:
                 self._stop(
                     FaultKind.UNCAPTURABLE,
                     f"an argument is a {type(item).__name__}, which a graph cannot hold",
-                    f"keep the module whole and float: leaves=({self.place.path!r},)",
+                    keep_whole(self.place.path),
                 )
                 return None
 
@@ -451,6 +449,7 @@ class _Reader:
     def _bound(self, node: fx.Node, target: OpOverload) -> dict[str, Value]:
         bound: dict[str, Value] = {}
         for index, argument in enumerate(target._schema.arguments):
+            item: object
             if not argument.kwarg_only and index < len(node.args):
                 item = node.args[index]
             elif argument.name in node.kwargs:
@@ -468,8 +467,7 @@ class _Reader:
                 self._stop(
                     FaultKind.UNCAPTURABLE,
                     f"a size goes through {value.seen[0]}, beyond integer arithmetic",
-                    "compute it from static sizes, or keep the module whole with"
-                    f" leaves=({self.place.path!r},)",
+                    "compute it from static sizes, or " + keep_whole(self.place.path),
                 )
                 return True
         return False
@@ -596,7 +594,7 @@ class _Reader:
                 self._stop(
                     FaultKind.UNCAPTURABLE,
                     f"{name} is given a tensor by keyword ({argument.name})",
-                    f"keep the module whole and float: leaves=({self.place.path!r},)",
+                    keep_whole(self.place.path),
                 )
             elif value is not None and argument.name not in _IGNORED_KEYWORDS:
                 attrs[argument.name] = value
@@ -706,7 +704,7 @@ class _Reader:
         return self._stop(
             FaultKind.UNFUNCTIONAL_WRITE,
             f"{name} writes in place and has no functional form",
-            f"write it without the write, or keep the module whole: leaves=({self.place.path!r},)",
+            "write it without the write, or " + keep_whole(self.place.path),
         )
 
     def _new_value(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -17,7 +19,7 @@ from torch import fx, nn
 from torch.fx import traceback as fx_traceback
 
 from fqx.edge.capture_inputs import Example
-from fqx.edge.locate import fault_of, short_file
+from fqx.edge.locate import fault_of, is_foreign_file, short_file
 from fqx.ir.arg import Arg
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.signature import Tree
@@ -30,6 +32,9 @@ _ONE_AT_A_TIME = threading.RLock()
 """Tracing patches torch globally, so captures wait for each other."""
 
 
+_FROZEN = re.compile(r"_tensor_constant\d+$")
+"""Attributes that an fx trace makes for constants."""
+
 _NOTHING = Tree("tuple")
 
 
@@ -37,12 +42,14 @@ _NOTHING = Tree("tuple")
 class Returned:
     """What a traced forward returned: its containers around indices of values and constants.
 
-    `leaves` holds, per leaf of `tree`, the index of a traced value or a constant.
+    `leaves` holds, per leaf of `tree`, the index of a traced value or a constant; `stored` is the
+    module path and the attribute in which forward kept a value.
     """
 
     tree: Tree = _NOTHING
     leaves: tuple[tuple[str, Arg], ...] = ()
     problem: str = ""
+    stored: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +57,7 @@ class Said:
     """What torch printed and logged meanwhile."""
 
     text: io.StringIO = field(default_factory=io.StringIO)
+    on_failure: bool = False
 
 
 class FlatModel(nn.Module):
@@ -61,7 +69,10 @@ class FlatModel(nn.Module):
 
         def call(tensors: tuple[object, ...]) -> tuple[object, ...]:
             args, kwargs = example.arrange(tensors)
-            return take_outputs(self.m(*args, **kwargs), returned)
+            before = held_values(model)
+            value = self.m(*args, **kwargs)
+            returned.stored = returned.stored or stored_value(model, before)
+            return take_outputs(value, returned)
 
         self.call = call
 
@@ -86,6 +97,28 @@ class FlatTrace(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[object, ...]:
         """The trace's output values."""
         return self.call(tensors)
+
+
+def held_values(model: nn.Module) -> dict[tuple[str, str], tuple[object, ...]]:
+    """What each attribute and buffer of each module holds, containers taken apart."""
+    return {
+        (path, name): flatten(value).leaves
+        for path, module in model.named_modules()
+        for name, value in (*vars(module).items(), *module._buffers.items())
+        if name not in ("_modules", "_parameters", "_buffers") and not _FROZEN.match(name)
+    }
+
+
+def stored_value(
+    model: nn.Module, before: Mapping[tuple[str, str], tuple[object, ...]]
+) -> tuple[str, str] | None:
+    """The attribute in which a traced value was left behind: module path and name."""
+    for key, leaves in held_values(model).items():
+        known = {id(leaf) for leaf in before.get(key, ())}
+        for leaf in leaves:
+            if isinstance(leaf, (torch.Tensor, fx.Proxy)) and id(leaf) not in known:
+                return key
+    return None
 
 
 def take_outputs(
@@ -139,10 +172,14 @@ def export_flat(
 def quietly(call: Callable[[], A], failure: Callable[[Exception, str], Fault]) -> Result[A, Fault]:
     """Run a tracer under no_grad, alone, with what torch prints on failure kept for the fault."""
     said = Said()
+    # a logger made while standard error is redirected would keep writing to the replacement
+    for module in ("torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.proxy_tensor"):
+        importlib.import_module(module)
     with _ONE_AT_A_TIME, torch.no_grad(), _silence(said):
         try:
             return Success(call())
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises
+            said.on_failure = True
             return Failure(failure(error, said.text.getvalue()[-4000:]))
 
 
@@ -186,17 +223,21 @@ def _guard_line(
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         guards = getattr(getattr(mode, "shape_env", None), "guards", ())
         for guard in guards:
-            line = str(getattr(guard.sloc, "maybe_user_loc", None) or "")
-            place = _line_of(line) if type(guard.expr).__name__ == "Equality" else None
-            if place:
-                return place
+            if type(guard.expr).__name__ != "Equality":
+                continue
+            places = (guard.sloc.maybe_user_loc, guard.sloc.framework_loc)
+            line = next(filter(None, map(_line_of, places)), None)
+            if line:
+                return line
     return None
 
 
-def _line_of(text: str) -> str | None:
-    file, _, rest = text.rpartition(":")
-    line = rest.split(" ")[0]
-    return f"{short_file(file)}:{line}" if file and line.isdigit() else None
+def _line_of(place: object) -> str | None:
+    """The line of a guard's place, if it is the user's."""
+    file, line = getattr(place, "filename", None), getattr(place, "lineno", None)
+    if not isinstance(file, str) or not is_foreign_file(file):
+        return None
+    return f"{short_file(file)}:{line}"
 
 
 @contextlib.contextmanager
@@ -206,18 +247,16 @@ def _silence(said: Said) -> Iterator[None]:
     # only handlers that print: torch's trace handler closes the stream it finds
     printing = (handler for handler in handlers if type(handler) is logging.StreamHandler)
     streams = [(h, h.stream) for h in printing if h.stream in (sys.stderr, sys.__stderr__)]
-    failed = True
     with warnings.catch_warnings(), contextlib.redirect_stderr(said.text):
         warnings.simplefilter("ignore")
         for handler, _ in streams:
             handler.stream = said.text
         try:
             yield
-            failed = False
         finally:
             for handler, stream in streams:
                 handler.stream = stream
-    if not failed and said.text.tell():
+    if not said.on_failure and said.text.tell():
         sys.stderr.write(said.text.getvalue())
 
 

@@ -11,11 +11,10 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fqx.edge.capture_inputs import Example
-from fqx.edge.capture_run import Returned, quietly, take_outputs
+from fqx.edge.capture_run import Returned, held_values, quietly, stored_value, take_outputs
 from fqx.edge.capture_types import storage_of
-from fqx.edge.locate import fault_of
+from fqx.edge.locate import calling_line, fault_of, keep_whole
 from fqx.ir.fault import Fault, FaultKind
-from fqx.ir.names import Path
 from fqx.kit.result import Failure, Result, Success
 
 
@@ -53,12 +52,12 @@ def trace(model: nn.Module, example: Example, modules: Mapping[int, str]) -> Res
         return fx.GraphModule(model, graph)
 
     return quietly(traced, lambda error, said: fault_of(error, modules, said)).bind(
-        lambda module: _checked(model, module, tracer, returned)
+        lambda module: _checked(module, tracer, returned)
     )
 
 
-class _Mutable(fx.Proxy):
-    """A symbol that records `x += y` and `x[i] = y` as the writes they are."""
+class Symbol(fx.Proxy):
+    """A traced value that records `x += y` and `x[i] = y` as the writes they are."""
 
     def __setitem__(self, index: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -73,18 +72,17 @@ def _recording(write: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    setattr(_Mutable, f"__i{_name}__", _recording(getattr(operator, f"i{_name}")))
+    setattr(Symbol, f"__i{_name}__", _recording(getattr(operator, f"i{_name}")))
 
 
-class _Guard(TorchDispatchMode):
+class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
     """Notes what runs on real tensors during the trace: new storages, random numbers, writes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.made: set[int] = set()
         self.kept: list[torch.Tensor] = []
-        self.random = ""
-        self.written = ""
+        self.fault: Fault | None = None
 
     def __torch_dispatch__(
         self,
@@ -95,12 +93,20 @@ class _Guard(TorchDispatchMode):
     ) -> object:
         del types
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.random = self.random or func.name()
+            self._refuse(
+                FaultKind.RANDOM_OP,
+                f"{func} draws random numbers here",
+                "make the numbers an input or a buffer",
+            )
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             if storage_of(value) not in self.made:
-                self.written = self.written or func.name()
+                self._refuse(
+                    FaultKind.UNFUNCTIONAL_WRITE,
+                    f"{func} writes into a tensor that the model keeps from call to call",
+                    "return the new value instead, or " + keep_whole(""),
+                )
                 return value
         operands = {storage_of(value) for value in args}
         result: object = func(*args, **(kwargs or {}))
@@ -108,6 +114,9 @@ class _Guard(TorchDispatchMode):
             self.kept.append(result)
             self.made.add(storage_of(result) or 0)
         return result
+
+    def _refuse(self, kind: FaultKind, reason: str, remedy: str) -> None:
+        self.fault = self.fault or Fault(kind, reason, remedy, source=calling_line())
 
 
 class _Tracer(fx.Tracer):
@@ -120,7 +129,7 @@ class _Tracer(fx.Tracer):
         self.example = example
         self.returned = returned
         self.guard = guard
-        self.autocast = ""
+        self.autocast: str | None = None
 
     def create_args_for_root(
         self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
@@ -134,14 +143,16 @@ class _Tracer(fx.Tracer):
 
         def flat(root: nn.Module, *tensors: object) -> tuple[object, ...]:
             args, kwargs = self.example.arrange(tensors)
+            before = held_values(root)
             value = root_fn(root, *args, **kwargs)
+            self.returned.stored = stored_value(root, before)
             return take_outputs(value, self.returned, (fx.Proxy, torch.Tensor))
 
         return flat, [self.root, *symbols]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A symbol that takes writes."""
-        return _Mutable(node, self)
+        return Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch's own modules and stubs are called, not traced into."""
@@ -151,52 +162,21 @@ class _Tracer(fx.Tracer):
         """Record a call; one under autocast is noted."""
         node: fx.Node = super().create_node(*args, **kwargs)  # type: ignore[arg-type]  # passed on
         if torch.is_autocast_enabled("cpu"):
-            self.autocast = self.autocast or str(node.target)
+            self.autocast = self.autocast or calling_line() or "an unknown line"
         return node
 
 
-def _checked(
-    model: nn.Module, module: fx.GraphModule, tracer: _Tracer, returned: Returned
-) -> Result[Traced, Fault]:
+def _checked(module: fx.GraphModule, tracer: _Tracer, returned: Returned) -> Result[Traced, Fault]:
     guard = tracer.guard
-    if guard.random:
-        return Failure(
-            Fault(
-                FaultKind.RANDOM_OP,
-                f"{guard.random} draws random numbers while the model runs",
-                "make the numbers an input or a buffer",
-            )
-        )
-    if guard.written:
-        return Failure(
-            Fault(
-                FaultKind.UNFUNCTIONAL_WRITE,
-                f"{guard.written} writes into a tensor the model keeps",
-                "return the new value instead, or keep the module whole: leaves=('path',)",
-            )
-        )
-    if tracer.autocast:
+    if guard.fault is not None:
+        return Failure(guard.fault)
+    if tracer.autocast is not None:
         return Failure(
             Fault(
                 FaultKind.AMBIENT_AUTOCAST,
-                f"{tracer.autocast} runs under torch.autocast",
+                "the model runs under torch.autocast",
                 "write the casts (.to(dtype)) where they are meant",
+                source=tracer.autocast,
             )
         )
-    return _clean(model).map(lambda _: Traced(module, returned, frozenset(guard.made)))
-
-
-def _clean(model: nn.Module) -> Result[None, Fault]:
-    for path, module in model.named_modules():
-        held = {**vars(module), **module._buffers}
-        for name, value in held.items():
-            if isinstance(value, fx.Proxy):
-                return Failure(
-                    Fault(
-                        FaultKind.UNFUNCTIONAL_WRITE,
-                        f"forward stores a value in the attribute {name!r}",
-                        f"return it instead, or keep the module whole: leaves=({path!r},)",
-                        module=Path(path),
-                    )
-                )
-    return Success(None)
+    return Success(Traced(module, returned, frozenset(guard.made)))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from fqx.edge.locate import keep_whole
 from fqx.ir.arg import Arg, NodeRef, Ref, map_refs
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName, Path
@@ -241,7 +242,7 @@ def state_fault(root: Root, source: str | None, module: str) -> Fault:
         FaultKind.UNFUNCTIONAL_WRITE,
         f"the write at {source or 'an unknown line'} changes {root.name!r}, which the model keeps"
         " from call to call; a graph keeps nothing",
-        f"return the new value instead, or keep the module whole: leaves=({module!r},)",
+        f"return the new value instead, or {keep_whole(module)}",
         module=Path(module),
         source=source,
     )

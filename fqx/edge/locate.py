@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import torch
 
@@ -51,16 +51,31 @@ def fault_of(error: BaseException, modules: Mapping[int, str], detail: str = "")
     """
     source, path = _place(error, modules)
     kind, reason, remedy = _meaning(error)
-    if path:
-        remedy = remedy.replace("PATH", path)
     return Fault(
         kind,
         reason,
-        remedy.replace("PATH", "path.of.the.module"),
+        remedy.replace("LEAF", keep_whole(path or "")),
         module=None if path is None else Path(path),
         source=source,
         detail=detail or str(error)[:4000],
     )
+
+
+def keep_whole(path: str) -> str:
+    """The remedy for what no graph can hold: a module kept whole, or made to be."""
+    if path:
+        return f"keep the module whole and float: leaves=({path!r},)"
+    return "move this code into a submodule and keep that whole and float: leaves=('its path',)"
+
+
+def calling_line() -> str | None:
+    """`file:line` of the innermost frame of the user that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_foreign_file(frame.f_code.co_filename):
+            return f"{short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -96,14 +111,18 @@ def _frames(
     return source, path
 
 
-_LEAF = "keep the module whole and float: leaves=('PATH',)"
+_LEAF = "LEAF"
 
 
 def _meaning(error: BaseException) -> tuple[FaultKind, str, str]:
     text = str(error)
     name = type(error).__name__
     first = next((line.strip() for line in text.splitlines() if line.strip()), name)
-    if "symbolically traced variables" in text or name == "TraceError":
+    if (
+        "symbolically traced variables" in text
+        or name == "TraceError"
+        or "cannot be interpreted as an integer" in text
+    ):
         return (
             FaultKind.CONTROL_FLOW,
             "the code branches or loops on a traced value",
