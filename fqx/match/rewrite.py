@@ -50,13 +50,13 @@ def rewrite(
     """
     work = _Work(graph, types or {})
     index = index_of(rules)
-    left = fuel if fuel is not None else 10 * len(graph) + 100
-    changed = bool(rules.listed)
+    most = fuel if fuel is not None else 10 * len(graph) + 100
+    total, changed = 0, bool(rules.listed)
     while changed:
-        spent = work.walk(index, left)
+        spent = work.walk(index, total, most)
         if isinstance(spent, Fault):
             return Failure(spent)
-        left, changed = left - spent, spent > 0
+        total, changed = spent, spent > total
     if dead is not None:
         work.sweep(dead)
     made = work.freeze()
@@ -95,10 +95,9 @@ class _Work:
 
     # -- one walk --
 
-    def walk(self, index: Index, fuel: int) -> int | Fault:
-        """Visit every node once; gives the number of changes."""
+    def walk(self, index: Index, spent: int, fuel: int) -> int | Fault:
+        """Visit every node once; gives the number of changes, those `spent` before included."""
         order: list[NodeId] = []
-        spent = 0
         for name in self.order:
             if name not in self.nodes:
                 continue

@@ -18,7 +18,7 @@ from fqx.ir.names import RuleName, Stage
 from fqx.ir.text import show_arg
 from fqx.ir.trail import Evidence, Halt, Step, Trail
 from fqx.kit.frozen import FrozenMap
-from fqx.kit.result import Failure, Result, Success
+from fqx.kit.result import Failure, Result, Success, fold
 from fqx.ops.spec import check
 
 NO_OPTIONS: FrozenMap[Arg] = FrozenMap()
@@ -166,14 +166,14 @@ def _keeps_contract(item: Pass, graph: Graph, made: Rewrite) -> Result[Rewrite, 
     if made.graph is graph:
         return Success(made)
     return (
-        check(made.graph, gives)
-        .alt(lambda fault: _broken(item, f"gives a graph in which {_said(fault)}", fault))
-        .map(lambda _: made)
+        check(made.graph, gives).alt(lambda fault: _blamed(item, graph, fault)).map(lambda _: made)
     )
 
 
-def _said(fault: Fault) -> str:
-    return f"{fault.reason} ({fault.name})"
+def _blamed(item: Pass, graph: Graph, fault: Fault) -> Fault:
+    """The pass's defect, unless the graph it was given was malformed already."""
+    mine = _broken(item, f"gives a graph in which {fault.reason} ({fault.name})", fault)
+    return fold(check(graph, graph.stage), lambda _: mine, lambda earlier: earlier)
 
 
 def _broken(item: Pass, what: str, cause: Fault | None = None) -> Fault:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fqx.ir.arg import DType, NodeRef
+from fqx.ir.arg import Arg, DType, NodeRef
 from fqx.ir.diff import Added, Diff, Removed, Staged, apply
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
@@ -36,7 +36,7 @@ def halt(result: Result[Trail, Halt]) -> Halt:
 
 
 def test_a_pipeline_is_its_text() -> None:
-    options = FrozenMap({"to": DType.INT8, "rate": 0.5, "paths": ("a", "b")})
+    options: FrozenMap[Arg] = FrozenMap({"to": DType.INT8, "rate": 0.5, "paths": ("a", "b")})
     other = Pass("cast", options, ANY, None, lambda graph: conclude(graph, (), "cast"))
     assert str(clean() | fuse() | other) == (
         'clean | fuse | cast(paths=("a", "b"), rate=0.5, to=int8)'
@@ -121,6 +121,14 @@ def test_a_new_node_has_to_fit_its_operator() -> None:
     bad = Node(NodeId("bad"), OpName("relu"), (NodeRef(NodeId("@x")), 1))
     made = conclude(graph, (Added(bad, BY, NodeId("drop")),), "wrong").unwrap()
     assert broken(made).at == "bad"
+
+
+def test_a_malformed_graph_is_not_the_fault_of_the_pass() -> None:
+    graph = small()
+    layer = graph[NodeId("fc")]
+    cut = conclude(graph, (Removed(layer, BY, NodeId("@x")),), "wrong").unwrap().graph
+    fault = halt(clean().run(cut)).fault
+    assert (fault.kind, fault.at) == (FaultKind.UNBOUND_NAME, "drop")
 
 
 def test_a_fault_of_a_pass_is_located() -> None:
