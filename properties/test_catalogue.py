@@ -1,8 +1,8 @@
 """Every spelling of every row means what torch means by it, and has the type torch gives it.
 
 For each aten overload the catalogue can spell: draw arguments, let torch compute, translate the
-call, check the graph it makes, let the judge evaluate it and the passes' interpreter run it; values,
-dtype and sizes are the same.
+call, check the graph it makes, let the judge evaluate it and the passes' interpreter run it.
+Values, dtype and sizes are the same.
 """
 
 from __future__ import annotations
