@@ -78,6 +78,7 @@ class _Work:
         }
         self.types: dict[NodeId, Type] = dict(types)
         self.stands_for: dict[NodeId, Arg] = {}
+        self.retired: set[NodeId] = set()
         self.fixed = frozenset(update.id for _, update in graph.updates.items())
         self.by_node: dict[NodeId, RuleName] = {}
         self.by_weight: dict[Path, RuleName] = {}
@@ -90,6 +91,7 @@ class _Work:
             self.readers,
             held_weights(graph),
             self.types,
+            self.retired,
         )
         self.changed = False
 
@@ -126,9 +128,13 @@ class _Work:
         self.nodes[name] = node.map_refs(self.resolved)
 
     def resolved(self, ref: Ref) -> Arg:
-        if not isinstance(ref, NodeRef) or ref.id not in self.stands_for:
-            return ref
-        return map_refs(self.stands_for[ref.id], self.resolved)
+        """What a reference means now; a long line of replacements is followed without recursion."""
+        while isinstance(ref, NodeRef) and ref.id in self.stands_for:
+            value = self.stands_for[ref.id]
+            if not isinstance(value, NodeRef):
+                return map_refs(value, self.resolved)
+            ref = value
+        return ref
 
     def visit(self, name: NodeId, index: Index, order: list[NodeId]) -> Rule | Fault | None:
         for rule in index.of(self.nodes[name].op):
@@ -211,6 +217,7 @@ class _Work:
         if self.uses.get(name, 0):
             return
         node = self.nodes.pop(name)
+        self.retired.add(name)
         self.by_node[name] = rule
         self.hold(node.args, -1)
         self.drop_weights(rule, node)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeAlias, assert_never
 
 from fqx.ir.arg import Arg, NodeRef, WeightRef, same
@@ -22,7 +23,8 @@ class View:
     """What patterns and rules may ask of a program: tables, looked up by name.
 
     `uses` and `readers` count the places that read a node or weight, outputs and updates included;
-    `held` are the weights that have a second path or an update.
+    `held` are the weights that have a second path or an update, `retired` the names of nodes that
+    are gone and must not come again.
     """
 
     nodes: Mapping[NodeId, Node] | Table[NodeId, Node]
@@ -32,6 +34,7 @@ class View:
     readers: Mapping[Path, int]
     held: frozenset[Path]
     types: Mapping[NodeId, Type]
+    retired: Set[NodeId] = frozenset()
 
     def first(self, path: Path) -> Path:
         """The first path of a weight that has several."""
@@ -94,11 +97,15 @@ class Match:
 
     def fresh(self, parent: NodeId, role: str) -> NodeId:
         """A name for a new node, after its parent and its role."""
-        return NodeId(_fresh(self.view.nodes, f"{parent}:{role}"))
+        view = self.view
+        return NodeId(
+            _fresh(lambda name: name in view.nodes or name in view.retired, f"{parent}:{role}")
+        )
 
     def fresh_path(self, path: str) -> Path:
         """A path for a new weight: this one, numbered where it is taken."""
-        return Path(_fresh(self.view.weights, path))
+        view = self.view
+        return Path(_fresh(lambda name: name in view.weights or name in view.ties, path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +163,10 @@ def _is_alone(view: View, path: Path) -> bool:
     return view.readers.get(view.first(path), 0) <= 1 and path not in view.held
 
 
-def _fresh(
-    taken: Mapping[NodeId, Node]
-    | Table[NodeId, Node]
-    | Mapping[Path, Weight]
-    | Table[Path, Weight],
-    stem: str,
-) -> str:
-    if stem not in taken:
+def _fresh(is_taken: Callable[[str], bool], stem: str) -> str:
+    if not is_taken(stem):
         return stem
-    index = 1
-    while f"{stem}.{index}" in taken:
-        index += 1
-    return f"{stem}.{index}"
+    return next(name for index in count(1) if not is_taken(name := f"{stem}.{index}"))
 
 
 @dataclass(frozen=True, slots=True)
