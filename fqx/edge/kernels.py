@@ -363,13 +363,14 @@ def _pair(name: str) -> Bind:
         in_float = _pair_in_float(name, attrs)
         fast = _bounded(lambda x, y: call(x, *left, y, *tail), attrs)
 
-        def run(x: Tensor, y: Tensor) -> Tensor:
+        def run(x: Tensor, y: Tensor) -> Any:
             size, dense = x.numel(), x.stride() == y.stride() and x.shape == y.shape
             if not dense or size % 16 or (size > _ONE_THREAD and torch.get_num_threads() > 1):
                 return in_float(x, y)
             return fast(x.bitwise_xor(128), y.bitwise_xor(128))
 
-        return {"int8": run, "uint8": _dense(fast, in_float)}.get(reads, in_float)
+        choices: dict[str, Run] = {"int8": run, "uint8": _dense(fast, in_float)}
+        return choices.get(reads, in_float)
 
     return bound
 
