@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fqx.ir.arg import Json, NodeRef, WeightRef
+from fqx.ir.arg import Json
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName
-from fqx.ir.signature import Dim, Poly, TensorType, Type
 from fqx.ir.trail import Evidence, Trail
 from fqx.kit.result import attempt
-from fqx.ops.catalogue import OPS
-from fqx.ops.schema import Trait
-from fqx.ops.types import types
+from fqx.ops.work import Work, work_of
 from fqx.policy.plan import Plan, decode_annotations
 from fqx.policy.verdicts import Annotation, Verdict
 
@@ -105,15 +101,20 @@ def coverage(trail: Trail) -> Coverage:
     plan = decided(trail)
     if plan is None:
         return Coverage("", ())
-    graph = planned_graph(trail, plan)
-    work = macs_of(graph)
+    work = _work(trail, plan)
+    macs = {name: item.macs for name, item in work.items()}
     groups: dict[tuple[OpName, Verdict, str], list[NodeId]] = {}
     for name, note in plan.annotations.items():
-        node = graph.nodes.get(NodeId(name))
-        key = (node.op if node else OpName("?"), note.verdict, _reason(note))
-        groups.setdefault(key, []).append(NodeId(name))
+        op = work[name].op if name in work else OpName("?")
+        groups.setdefault((op, note.verdict, note.reason.value), []).append(name)
     rows = [
-        Row(op, verdict, reason, tuple(names), sum(work.get(name, 0) for name in names))
+        Row(
+            op,
+            verdict,
+            reason,
+            tuple(names),
+            sum(macs.get(name, 0) for name in names),
+        )
         for (op, verdict, reason), names in groups.items()
     ]
     return Coverage(plan.target, tuple(sorted(rows, key=lambda row: (-row.macs, row.op))))
@@ -128,67 +129,14 @@ def planned_graph(trail: Trail, plan: Decided) -> Graph:
     return next(fitting, trail.graph)
 
 
-def macs_of(graph: Graph) -> dict[NodeId, int]:
-    """Multiply-accumulates of every contraction, by its types; named dimensions count as one."""
-    known = types(graph)
-    found: dict[NodeId, int] = {}
-    for node in graph:
-        row = OPS.get(node.op)
-        if row is None or not row.traits & {Trait.WEIGHTED, Trait.CONTRACTION}:
-            continue
-        out = _numel(known.get(node.id))
-        kinds = [_operand_type(graph, known, arg) for arg in node.args]
-        depth = _depth(node.op, kinds, out)
-        if depth:
-            found[node.id] = depth
-    return found
-
-
-def _depth(op: OpName, kinds: list[Type | None], out: int) -> int:
-    """Products of one call: result elements times the length of the contraction."""
-    first, second = [*kinds, None, None][:2]
-    if op.startswith("conv_transpose"):
-        weight = _sizes(second)
-        return _numel(first) * math.prod(weight[1:]) if weight else 0
-    if op.startswith("conv"):
-        weight = _sizes(second)
-        return out * math.prod(weight[1:]) if weight else 0
-    if op == "scaled_dot_product_attention":
-        query, key = _sizes(first), _sizes(second)
-        return 2 * math.prod(query) * key[-2] if len(query) > 1 and len(key) > 1 else 0
-    if op in ("addmm", "baddbmm"):
-        first = second
-    sizes = _sizes(first)
-    return out * sizes[-1] if sizes else 0
-
-
-def _operand_type(graph: Graph, known: dict[NodeId, Type], arg: object) -> Type | None:
-    if isinstance(arg, NodeRef):
-        return known.get(arg.id)
-    if isinstance(arg, WeightRef):
-        weight = graph.weights.get(graph.ties.get(arg.path) or arg.path)
-        return TensorType(weight.dtype, weight.shape) if weight else None
-    return None
-
-
-def _sizes(kind: Type | None) -> list[int]:
-    if not isinstance(kind, TensorType) or kind.dims is None:
-        return []
-    return [_size(dim) for dim in kind.dims]
-
-
-def _numel(kind: Type | None) -> int:
-    sizes = _sizes(kind)
-    return math.prod(sizes) if sizes else 0
-
-
-def _size(dim: Dim) -> int:
-    if isinstance(dim, int):
-        return dim
-    if isinstance(dim, Poly):
-        return max(sum(factor for _, factor in dim.terms), 1)
-    return 1
-
-
-def _reason(note: Annotation) -> str:
-    return note.reason.value
+def _work(trail: Trail, plan: Decided) -> Mapping[NodeId, Work]:
+    """From the planned graph; a model artefact, which does not hold it, has the table."""
+    match plan.code:
+        case {"work": dict() as table}:
+            return {
+                NodeId(name): Work(OpName(str(item[0])), int(item[1]))
+                for name, item in table.items()
+                if isinstance(item, list) and len(item) == 2 and isinstance(item[1], int)
+            }
+        case _:
+            return work_of(planned_graph(trail, plan))

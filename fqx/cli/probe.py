@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fqx.cli.console import FAULT, OK, fail, say, show_table
+from fqx.cli.console import FAULT, OK, USAGE, fail, say, show_table
 from fqx.edge.environment import environment
 from fqx.edge.machine import NAMES, probed, target_named
 from fqx.ir.fault import Fault
@@ -15,7 +15,11 @@ from fqx.policy.target import Target
 def run(args: argparse.Namespace) -> int:
     """Probe the target asked for, or all of them."""
     if args.target:
-        return fold(target_named(args.target).bind(probed), lambda target: _shown((target,)), fail)
+        return fold(
+            target_named(args.target).bind(probed),
+            lambda target: _shown((target,)),
+            lambda fault: fail(fault, USAGE),
+        )
     say(", ".join(f"{name} {value}" for name, value in environment().items()))
     rows = [_row(name) for name in NAMES if name != "native"]
     show_table(("target", "activations", "weights", "units", "remark"), rows, right=(3,))

@@ -37,6 +37,7 @@ from fqx.kit.result import Failure, Result, Success, attempt, gather
 from fqx.num.tensors import fingerprint_of, memory_format, tensor_of
 from fqx.ops.catalogue import OPS
 from fqx.ops.spec import check
+from fqx.ops.work import work_of
 
 Weights = Literal["attached", "detached"]
 FilePath = str | os.PathLike[str]
@@ -73,8 +74,8 @@ def save_model(path: FilePath, trail: Trail) -> Result[Digest, Halt]:
     body: dict[str, Json] = {
         "graph": encode_graph(graph),
         "evidence": [
-            {"text": step.text, "name": step.name, **_evidence(step)}
-            for step in trail.steps
+            {"text": step.text, "name": step.name, "evidence": _evidence(step, before)}
+            for before, step in zip(trail.graphs(), trail.steps, strict=False)
             if step.evidence is not None and step.evidence.kind != "stats"
         ],
     }
@@ -181,10 +182,16 @@ def _tensors(weights: Mapping[str, Weight]) -> Result[dict[str, torch.Tensor], F
     )
 
 
-def _evidence(step: Step) -> dict[str, Json]:
+def _evidence(step: Step, before: Graph) -> Json:
+    """A step's evidence; beside a plan stands what its nodes are, as the graph itself will not."""
     if step.evidence is None:
-        return {"evidence": None}
-    return {"evidence": {"kind": step.evidence.kind, "value": step.evidence.to_json()}}
+        return None
+    value = step.evidence.to_json()
+    if step.evidence.kind == "plan" and isinstance(value, dict) and "work" not in value:
+        work = work_of(before)
+        table: dict[str, Json] = {name: [item.op, item.macs] for name, item in work.items()}
+        value = {**value, "work": table}
+    return {"kind": step.evidence.kind, "value": value}
 
 
 def _graph_weights(graph: Graph) -> Iterator[tuple[str, Weight]]:

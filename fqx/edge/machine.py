@@ -103,14 +103,20 @@ def fits_machine(graph: Graph, code: Json) -> Result[None, Fault]:
     """
     if graph.stage is not Stage.LOWERED or code is None:
         return Success(None)
-    return target_of_json(code).bind(_fits)
+    called = frozenset(node.op for node in graph) & kernel_ops()
+    return target_of_json(code).bind(lambda made_for: _fits(made_for, called))
 
 
-def _fits(made_for: Target) -> Result[None, Fault]:
+def _fits(made_for: Target, called: frozenset[OpName]) -> Result[None, Fault]:
     here = target_named("/".join(part for part in (made_for.name, made_for.engine) if part))
-    return here.bind(probed).bind(
-        lambda target: Success(None) if target.covers(made_for) else Failure(_wider(made_for))
-    )
+    return here.bind(probed).bind(lambda target: _covers(target, made_for, called))
+
+
+def _covers(here: Target, made_for: Target, called: frozenset[OpName]) -> Result[None, Fault]:
+    if not here.covers(made_for):
+        return Failure(_wider(made_for))
+    absent = sorted(called - {kernel.op for kernel in here.kernels})
+    return Failure(_without(made_for, absent[0])) if absent else Success(None)
 
 
 def _wider(made_for: Target) -> Fault:
@@ -120,6 +126,14 @@ def _wider(made_for: Target) -> Fault:
         " here they saturate silently",
         "convert and lower the trail again here (fqx quantize, or probe(target) before convert),"
         " or run it on a machine with VNNI",
+    )
+
+
+def _without(made_for: Target, kernel: OpName) -> Fault:
+    return Fault(
+        FaultKind.WIDER_MACHINE,
+        f"the program was made for {made_for.label} and calls {kernel}, which does not work here",
+        "convert and lower the trail again here, or install the torch it was made with",
     )
 
 
