@@ -16,8 +16,9 @@ OK, FAILED, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def out() -> Console:
-    """Where results go. Not a terminal: plain text, as wide as it needs to be."""
-    return Console(highlight=False, soft_wrap=True)
+    """Where results go. Not a terminal: plain text, wide enough for the tables."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=140)
 
 
 def err() -> Console:
@@ -55,10 +56,17 @@ def show_table(
 ) -> None:
     """A table; `right` are the columns of numbers."""
     console = out()
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     numbers = frozenset(right)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table, soft_wrap=False)
+    console.print()

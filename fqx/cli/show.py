@@ -41,7 +41,10 @@ def _shown(found: Artefact, args: argparse.Namespace) -> int:
         show_table(*coverage_rows(coverage(trail)), right=(2, 3))
         return OK
     say(repr(found))
-    show_table(*step_rows(trail), right=(0, 2, 3))
+    if found.kind == "trail":
+        show_table(*step_rows(trail), right=(0, 2, 3))
+    else:
+        say(f"  decided by {', '.join(step.name or step.text for step in trail.steps)}")
     for note in trail.notes:
         say(f"note: {note}")
     say(repr(coverage(trail)))

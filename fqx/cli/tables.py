@@ -24,5 +24,10 @@ def step_rows(trail: Trail) -> Rows:
     rows = [("0", "capture", "", str(len(trail.base)), trail.base.digest[:12])]
     for index, step in enumerate(trail.steps, 1):
         edits = str(len(step.diff))
-        rows.append((str(index), step.text[:60], edits, str(len(step.graph)), step.after[:12]))
+        rows.append((str(index), short(step.text), edits, str(len(step.graph)), step.after[:12]))
     return (("step", "pass", "edits", "nodes", "digest"), [tuple(row) for row in rows])
+
+
+def short(text: str, width: int = 48) -> str:
+    """A pass's text on one line of a table."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"

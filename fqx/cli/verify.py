@@ -12,6 +12,7 @@ import torch
 
 from fqx.cli.console import FAILED, FAULT, OK, USAGE, fail, say, show_table
 from fqx.cli.resolve import batches_of, function_of, model_of
+from fqx.cli.tables import short
 from fqx.edge.artefact import read
 from fqx.edge.modules import Module
 from fqx.edge.verify import Verified, verify
@@ -95,7 +96,7 @@ def _no_weights(path: str, why: str) -> Fault:
 
 
 def _told(found: Verified) -> int:
-    rows = [(step.text[:70], step.outcome, step.digest[:12]) for step in found.steps]
+    rows = [(short(step.text), step.outcome, step.digest[:12]) for step in found.steps]
     show_table(("step", "how", "digest"), rows)
     say(repr(found))
     return OK
