@@ -31,7 +31,7 @@ class Architecture:
 
     def model(self, seed: int = 0) -> nn.Module:
         """The model in eval mode, its weights drawn from `seed`."""
-        return seeded(self.make, self.inputs(4, seed + 1), seed)
+        return seeded(self.make, self.inputs(32, seed + 1), seed)
 
     def inputs(self, count: int, seed: int = 0) -> Tensor:
         """Its input for `count` samples, drawn from `seed`."""

@@ -48,7 +48,7 @@ class Specimen:
 
     def model(self, seed: int = 0) -> nn.Module:
         """The model in eval mode, its weights drawn from `seed`."""
-        return seeded(self.make, self.images(8, seed + 1), seed)
+        return seeded(self.make, self.images(64, seed + 1), seed)
 
     def images(self, count: int, seed: int = 0) -> Tensor:
         """Noise images, float32 [count, 3, side, side], drawn from `seed`."""
