@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from fqx.ir.arg import NodeRef, WeightRef
+from fqx.ir.arg import DType, NodeRef, WeightRef
 from fqx.ir.graph import Graph
-from fqx.ir.names import NodeId
+from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
-from fqx.ir.signature import TensorType, Type
+from fqx.ir.signature import TensorType, TupleType, Type
 from fqx.kit.result import Result, attempt
-from fqx.ops.catalogue import OPS
+from fqx.ops.catalogue import OPS, is_kernel
 from fqx.ops.rules import UNKNOWN, declared_type
 from fqx.ops.schema import Call
 
@@ -25,8 +25,7 @@ _MISFITS: Final = (ArithmeticError, LookupError, TypeError, ValueError)
 def infer(node: Node, lookup: Lookup) -> Type:
     """The type of the node's value; unknown where the operands do not fit the op.
 
-    Foreign calls and leaves declare theirs in the attribute `type`; a kernel that does not, and an
-    input, are unknown here.
+    Foreign calls and leaves declare theirs in the attribute `type`; an input is unknown here.
     """
     return inferred(node, lookup).value_or(UNKNOWN)
 
@@ -34,9 +33,43 @@ def infer(node: Node, lookup: Lookup) -> Type:
 def inferred(node: Node, lookup: Lookup) -> Result[Type, str]:
     """As `infer`, but operands that do not fit the op are a failure that says how."""
     row = OPS.get(node.op)
+    if row is None and is_kernel(node):
+        return attempt(lambda: kernel_type(node, lookup), str, _MISFITS)
     if row is None:
         return attempt(lambda: declared_type(node.attrs.get("type")), str)
     return attempt(lambda: row.infer(Call(node, row, lookup)), str, _MISFITS)
+
+
+def kernel_type(node: Node, lookup: Lookup) -> Type:
+    """The type of a kernel's value: the dims of the operator it computes, the dtype it writes.
+
+    A kernel is named `target.op`, or `target.op_add` where it absorbs an addition, and its operands
+    start with those of the op. One with an attribute `output` writes that dtype.
+    """
+    target, _, name = node.op.partition(".")
+    row = OPS.get(OpName(name.removesuffix("_add")))
+    first = node.args[0]
+    if row is None or name in ("quantize", "dequantize", "relu", "clamp", "pad"):
+        row = OPS[OpName("pad")] if name == "pad" else OPS[OpName("relu")]
+    made = row.infer(Call(node, row, lookup))
+    written = node.attrs.get("output") or node.attrs.get("dtype")
+    if target == "native" and written is None:
+        return _of_dtype(made, DType.QUINT8)
+    if name == "shift" and isinstance(first, NodeRef):
+        held = lookup(first)
+        signed = isinstance(held, TensorType) and held.dtype is DType.INT8
+        return _of_dtype(made, DType.UINT8 if signed else DType.INT8)
+    return made if written is None else _of_dtype(made, DType(getattr(written, "value", written)))
+
+
+def _of_dtype(held: Type, dtype: DType) -> Type:
+    match held:
+        case TensorType(dims=dims):
+            return TensorType(dtype, dims)
+        case TupleType(items=items):
+            return TupleType(tuple(_of_dtype(item, dtype) for item in items))
+        case _:
+            return held
 
 
 def types(graph: Graph) -> dict[NodeId, Type]:
