@@ -48,17 +48,14 @@ def kernel_type(node: Node, lookup: Lookup) -> Type:
     """
     target, _, name = node.op.partition(".")
     row = OPS.get(OpName(name.removesuffix("_add")))
-    first = node.args[0]
     if row is None or name in ("quantize", "dequantize", "relu", "clamp", "pad"):
         row = OPS[OpName("pad")] if name == "pad" else OPS[OpName("relu")]
     made = row.infer(Call(node, row, lookup))
     written = node.attrs.get("output") or node.attrs.get("dtype")
     if target == "native" and written is None:
         return _of_dtype(made, DType.QUINT8)
-    if name == "shift" and isinstance(first, NodeRef):
-        held = lookup(first)
-        signed = isinstance(held, TensorType) and held.dtype is DType.INT8
-        return _of_dtype(made, DType.UINT8 if signed else DType.INT8)
+    if name == "shift":
+        return _of_dtype(made, DType.UINT8)
     return made if written is None else _of_dtype(made, DType(getattr(written, "value", written)))
 
 

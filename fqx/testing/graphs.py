@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from hypothesis import strategies as st
@@ -20,6 +20,7 @@ from fqx.ir.arg import Arg, DType, NodeRef, Training, WeightRef
 from fqx.ir.graph import Graph, graph_of
 from fqx.ir.names import NodeId, OpName, Path
 from fqx.ir.node import Node, Origin
+from fqx.ir.show import show
 from fqx.ir.signature import Dim, Input, Signature, TensorType, Tree, TupleType, Type, named
 from fqx.ir.weight import Role, Weight
 from fqx.kit.frozen import FrozenMap
@@ -31,12 +32,19 @@ from fqx.ops.types import infer
 BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """A drawn graph with inputs for it."""
 
     graph: Graph
     inputs: tuple[torch.Tensor, ...]
+
+    def __repr__(self) -> str:
+        return f"batch {self.inputs[0].shape[0]} through\n{show(self.graph)}"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        # Hypothesis would print a dataclass field by field.
+        printer.text(repr(self))
 
 
 @dataclass(frozen=True, slots=True)
