@@ -30,12 +30,15 @@ from fqx.num.scheme import QSpec
 MOST_LEVELS = 4096
 """Quantizers with more levels take the whole range: there is nothing to gain from clipping."""
 
-_BLOCK = 8
+# 5 observers x 25 candidates x 257 levels stay below the size from which torch shares an operation
+# among threads, whose meeting points cost more than the work where cores are busy
+_BLOCK = 5
 # written out, since a library's power function may round differently elsewhere
 _RATIO, _FINER, _FINEST = 0.8408964152537145, 0.9576032806985737, 0.9892280131939755
 _JOINT = tuple(range(25))
 _SINGLE = tuple(range(-6, 13))
 _FINE = tuple(range(-4, 5))
+_FAR = 2.0**50
 _LN2 = 0.6931471805599453
 _ROUNDS = ((_SINGLE, _RATIO), (_FINE, _FINER), (_FINE, _FINEST))
 
@@ -45,7 +48,8 @@ class _Tables:
     """Histograms of several observers as look-up tables, flat over observers, float64.
 
     `counts`, `below` (F at each left edge) and `area` (G there) hold bins + 1 entries for each
-    observer; `offset` is where an observer's entries start. `low` and `high` are in bins.
+    observer; `offset` is where an observer's entries start, `unit` the bins of a value of 1.
+    `total`, `first` and `second` are the sums of 1, x and x^2 over what was seen, in bins.
     """
 
     bins: int
@@ -57,8 +61,6 @@ class _Tables:
     first: torch.Tensor
     second: torch.Tensor
     unit: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
 
 
 _Objective: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -95,8 +97,7 @@ def power_and_noise(
     """
     if exponent == NO_EXPONENT:
         return 0.0, 0.0
-    nothing = torch.zeros(1, dtype=torch.float64)
-    tables = _tables(_without_zeros(counts[None]), [exponent], nothing, nothing)
+    tables = _tables(_without_zeros(counts[None]), [exponent])
     step = torch.tensor([[scale]], dtype=torch.float64) * tables.unit
     zeros = torch.tensor([[float(zero)]], dtype=torch.float64)
     noise = _squared_error(tables, step, zeros, qmin, qmax)
@@ -159,9 +160,9 @@ def _block_ranges(
     counts = torch.stack([state.counts for state in states if state.counts is not None])
     exponents = [int(state.exponent) for state in states if state.exponent is not None]
     if spec.observer.search == "mse":
-        tables = _tables(_without_zeros(counts), exponents, low, high)
+        tables = _tables(_without_zeros(counts), exponents)
         return _descend(_error_cost(spec, tables), low, high, one_end)
-    tables = _tables(counts, exponents, low, high)
+    tables = _tables(counts, exponents)
     if spec.observer.search == "entropy":
         return _descend(_entropy_cost(spec, tables), low, high, one_end)
     return _percentiles(spec, tables, low, high)
@@ -180,9 +181,7 @@ def _without_zeros(counts: torch.Tensor) -> torch.Tensor:
     return kept
 
 
-def _tables(
-    counts: torch.Tensor, exponents: Sequence[int], low: torch.Tensor, high: torch.Tensor
-) -> _Tables:
+def _tables(counts: torch.Tensor, exponents: Sequence[int]) -> _Tables:
     observers, bins = counts.shape
     below = counts.cumsum(1)
     before = torch.zeros(observers, 1, dtype=torch.int64)
@@ -192,7 +191,8 @@ def _tables(
     edges = torch.arange(bins, dtype=torch.float64) - bins // 2
     plain = counts.to(torch.float64)
     unit = torch.from_numpy(
-        np.ldexp(np.ones(observers), [-k if k != NO_EXPONENT else 0 for k in exponents])
+        # of values too small for any scale the unit does not matter, so it may stay finite
+        np.ldexp(np.ones(observers), [min(-k, 900) if k != NO_EXPONENT else 0 for k in exponents])
     )[:, None]
     return _Tables(
         bins,
@@ -204,8 +204,6 @@ def _tables(
         tree_sum(plain * (edges + 0.5))[:, None],
         tree_sum(plain * (edges * edges + edges + 1.0 / 3.0))[:, None],
         unit,
-        low[:, None] * unit,
-        high[:, None] * unit,
     )
 
 
@@ -273,14 +271,20 @@ def _squared_error(
     top = (qmax - zero) * step
     levels = torch.arange(qmin, qmax, dtype=torch.float64)[:, None, None] + 0.5
     # levels lead, so that the halves of the tree sum are contiguous
-    places = ((levels - zero) * step + tables.bins // 2).clamp_(min=0.0)
-    index = places.floor().clamp_(max=float(tables.bins))
+    places = ((levels - zero) * step).add_(tables.bins // 2).clamp_(0.0, _FAR)
+    # places are not negative, so cutting off the fraction is the floor
+    index = places.to(torch.int64).clamp_(max=tables.bins)
     inside = places.sub_(index)
-    flat = index.to(torch.int64).add_(tables.offset)
-    areas = tables.counts.take(flat).mul_(0.5).mul_(inside).add_(tables.below.take(flat))
-    areas = areas.mul_(inside).add_(tables.area.take(flat))
+    flat = index.add_(tables.offset)
+    areas = _at(tables.counts, flat).mul_(0.5).mul_(inside).add_(_at(tables.below, flat))
+    areas = areas.mul_(inside).add_(_at(tables.area, flat))
     from_top = tables.second - 2.0 * top * tables.first + top * top * tables.total
     return from_top - 2.0 * step * _fold(areas)
+
+
+def _at(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The entries of a flat table; of torch's ways to read them the one that needs no threads."""
+    return table.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 def _fold(values: torch.Tensor) -> torch.Tensor:
@@ -307,9 +311,9 @@ def _entropy_cost(spec: QSpec, tables: _Tables) -> _Objective:
         scale, zero = _quantizer(spec, low, high)
         step = scale * tables.unit
         levels = torch.arange(spec.qmin, spec.qmax + 2, dtype=torch.float64)[:, None, None] - 0.5
-        edges = ((levels - zero) * step).round_().add_(float(tables.bins // 2))
-        flat = edges.clamp_(0.0, float(tables.bins)).to(torch.int64).add_(tables.offset)
-        below, cells = tables.below.take(flat), filled.take(flat)
+        edges = ((levels - zero) * step).add_(tables.bins // 2).clamp_(0.0, float(tables.bins))
+        flat = edges.add_(0.5).to(torch.int64).add_(tables.offset)
+        below, cells = _at(tables.below, flat), _at(filled, flat)
         mass, width = below[1:] - below[:-1], cells[1:] - cells[:-1]
         under, over = below[0], tables.total - below[-1]
         held = below[-1] - below[0]
@@ -318,7 +322,7 @@ def _entropy_cost(spec: QSpec, tables: _Tables) -> _Objective:
         moved = mass.clone()
         moved[0] += under
         moved[-1] += over
-        known = surprise.take(flat[-1]) - surprise.take(flat[0])
+        known = _at(surprise, flat[-1]) - _at(surprise, flat[0])
         ends = _moved(tables, flat[0], under) + _moved(tables, (flat[-1] - 1).clamp(min=0), over)
         total = tables.total
         spread = known + ends - _fold(moved * logarithm(mean))
@@ -331,7 +335,7 @@ def _entropy_cost(spec: QSpec, tables: _Tables) -> _Objective:
 
 def _moved(tables: _Tables, at: torch.Tensor, outliers: torch.Tensor) -> torch.Tensor:
     """How much the information of one bin grows when the outliers join it."""
-    own = tables.counts.take(at)
+    own = _at(tables.counts, at)
     return _self_information(own + outliers) - _self_information(own)
 
 
