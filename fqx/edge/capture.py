@@ -213,9 +213,18 @@ def _exported(prepared: Prepared) -> Result[Program, Fault]:
     example = prepared.example
     return (
         export_flat(flat, example.tensors, example.tensor_axes, prepared.modules)
+        .alt(lambda fault: _with_script_remedy(fault, prepared.model))
         .bind(lambda exported: _sound(exported, returned))
         .map(lambda exported: Program(exported, returned.tree, returned.leaves, "m"))
     )
+
+
+def _with_script_remedy(fault: Fault, model: nn.Module) -> Fault:
+    scripts = [p for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if not scripts:
+        return fault
+    hint = f"{scripts[0]} is TorchScript, which how='symbolic' looks into"
+    return replace(fault, remedy=f"{fault.remedy}; {hint}")
 
 
 def _traced(prepared: Prepared) -> Result[Program, Fault]:

@@ -137,6 +137,7 @@ def _leaf_shapes(key: str, xs: list[torch.Tensor]) -> list[torch.Tensor]:
             size: object = x.shape[0] if given else None
             if sizes and given and given[0] == sizes[0] and isinstance(size, torch.SymInt):
                 sizes[0] = x.shape[0]
+                break
         made.append(torch.empty(sizes, dtype=shape.dtype))
     return made
 

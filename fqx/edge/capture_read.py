@@ -148,6 +148,7 @@ class _Reader:
     weight_roots: dict[Path, Handle] = field(default_factory=dict)
     constants: dict[Path, torch.Tensor] = field(default_factory=dict)
     count: int = 0
+    lifted: set[Arg] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     fault: Fault | None = None
     place: Place = _ROOT
@@ -161,6 +162,14 @@ class _Reader:
             return Failure(self.fault)
         kept = _live(self.nodes, refs)
         paths = self._constant_paths(kept, refs)
+
+        self.notes += [
+            f"{final}: a tensor outside the model's parameters and buffers, kept as a constant"
+            for path, final in paths.items()
+            if _ANONYMOUS.search(path)
+            and WeightRef(path) not in self.lifted
+            and self.weight_roots[path].root.owner is Owner.STATE
+        ]
 
         def change(ref: Ref) -> Arg:
             return WeightRef(paths.get(ref.path, ref.path)) if isinstance(ref, WeightRef) else ref
@@ -429,10 +438,14 @@ class _Reader:
 
     def _overload(self, node: fx.Node, target: OpOverload) -> Value:
         name = f"{target.namespace}.{target._opname}.{target._overloadname or 'default'}"
+        if _says_nothing(name):
+            return None
         bound = self._bound(node, target)
         if name == "fqx.leaf.default":
             return self._leaf(node, bound)
         args = {key: self._arg(value) for key, value in bound.items()}
+        if name == "aten.lift_fresh_copy.default":
+            self.lifted.add(args["self"])
         if self._reads_unsupported(bound):
             return None
         if self.fault is not None or self._is_random(name, target, args):
@@ -754,6 +767,11 @@ class _Reader:
         if dtype_in(self._kind(value)) is wanted or wanted is None:
             return value
         return self._emit(OpName("to"), (value,), FrozenMap({"dtype": wanted}), handle.type)
+
+
+def _says_nothing(name: str) -> bool:
+    """Whether a call only asserts something of the program."""
+    return name.startswith(("aten._assert", "aten.sym_constrain_range"))
 
 
 def _default(argument: torch.Argument) -> object:

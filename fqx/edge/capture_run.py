@@ -101,12 +101,21 @@ class FlatTrace(nn.Module):
 
 def held_values(model: nn.Module) -> dict[tuple[str, str], tuple[object, ...]]:
     """What each attribute and buffer of each module holds, containers taken apart."""
-    return {
+    held = {
         (path, name): flatten(value).leaves
         for path, module in model.named_modules()
         for name, value in (*vars(module).items(), *module._buffers.items())
-        if name not in ("_modules", "_parameters", "_buffers") and not _FROZEN.match(name)
+        if name not in _recomputed(module) and not _FROZEN.match(name)
     }
+    # parameters are not what forward computed, wherever it lists them
+    return {("", ""): tuple(model.parameters()), **held}
+
+
+def _recomputed(module: nn.Module) -> set[object]:
+    """Attributes that are no state: registries, and what a hook computes before every call."""
+    hooks = module._forward_pre_hooks.values()
+    named = {getattr(hook, "name", getattr(hook, "_tensor_name", None)) for hook in hooks}
+    return {"_modules", "_parameters", "_buffers", *named}
 
 
 def stored_value(
@@ -114,7 +123,7 @@ def stored_value(
 ) -> tuple[str, str] | None:
     """The attribute in which a traced value was left behind: module path and name."""
     for key, leaves in held_values(model).items():
-        known = {id(leaf) for leaf in before.get(key, ())}
+        known = {id(leaf) for leaf in (*before.get(key, ()), *before["", ""])}
         for leaf in leaves:
             if isinstance(leaf, (torch.Tensor, fx.Proxy)) and id(leaf) not in known:
                 return key

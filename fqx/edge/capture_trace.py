@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fqx.edge.capture_inputs import Example
@@ -15,7 +17,8 @@ from fqx.edge.capture_run import Returned, held_values, quietly, stored_value, t
 from fqx.edge.capture_types import storage_of
 from fqx.edge.locate import calling_line, fault_of, keep_whole
 from fqx.ir.fault import Fault, FaultKind
-from fqx.kit.result import Failure, Result, Success
+from fqx.ir.tree import flatten
+from fqx.kit.result import Failure, Result, Success, is_success
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,23 @@ def trace(model: nn.Module, example: Example, modules: Mapping[int, str]) -> Res
     operators and item assignment are recorded as such, random numbers, writes into tensors of the
     model and autocast blocks are faults, and so is a symbol left behind on the model.
     """
+    found = _traced(model, example, modules, factories=True)
+    if is_success(found):
+        return found
+    # code that reads the contents of a tensor made on the spot needs the tensor itself
+    plain = _traced(model, example, modules, factories=False)
+    return plain if is_success(plain) else found
+
+
+def _traced(
+    model: nn.Module, example: Example, modules: Mapping[int, str], *, factories: bool
+) -> Result[Traced, Fault]:
     returned, guard = Returned(), _Guard()
     tracer = _Tracer(example, returned, guard)
 
     def traced() -> fx.GraphModule:
-        with guard:
+        making = _Factories(tracer) if factories else contextlib.nullcontext()
+        with guard, _sizes_admitted(tracer), making:
             graph = tracer.trace(model)
         for node in graph.nodes:
             if node.op == "call_module":
@@ -54,6 +69,68 @@ def trace(model: nn.Module, example: Example, modules: Mapping[int, str]) -> Res
     return quietly(traced, lambda error, said: fault_of(error, modules, said)).bind(
         lambda module: _checked(module, tracer, returned)
     )
+
+
+_SIZED = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn")
+
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("tensor", "as_tensor", "zeros", "ones", "full", "empty", "arange", "linspace"),
+        *("logspace", "eye", "scalar_tensor", "tril_indices", "triu_indices"),
+        *("rand", "randn", "randint", "randperm", "normal"),
+    )
+)
+"""Functions that make tensors of nothing: recorded, as export does, and not executed."""
+
+
+@contextlib.contextmanager
+def _sizes_admitted(tracer: fx.Tracer) -> Iterator[None]:
+    """Let factories take traced sizes, which torch's argument parser refuses.
+
+    Like fx itself this patches torch for as long as the trace lasts; a call without a traced value
+    does what it always did.
+    """
+    plain = {name: getattr(torch, name) for name in _SIZED}
+
+    def admitting(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            leaves = flatten((args, kwargs)).leaves
+            if not any(isinstance(leaf, fx.Proxy) for leaf in leaves):
+                return function(*args, **kwargs)
+            made: object = tracer.create_proxy("call_function", function, args, kwargs)
+            return made
+
+        return call
+
+    for name, function in plain.items():
+        setattr(torch, name, admitting(function))
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(torch, name, function)
+
+
+class _Factories(TorchFunctionMode):
+    """Records the making of a tensor in place of making it."""
+
+    def __init__(self, tracer: fx.Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        del types
+        if func in _FACTORIES:
+            made: object = self.tracer.create_proxy("call_function", func, args, kwargs or {})
+            return made
+        return func(*args, **(kwargs or {}))
 
 
 class Symbol(fx.Proxy):

@@ -128,6 +128,12 @@ def _meaning(error: BaseException) -> tuple[FaultKind, str, str]:
             "the code branches or loops on a traced value",
             f"use how='export', which follows shapes, or {_LEAF}",
         )
+    if "not installed as a submodule" in text:
+        return (
+            FaultKind.UNCAPTURABLE,
+            "the code calls a module that is not registered in its parent",
+            "register it: as an attribute, or in an nn.ModuleList or nn.ModuleDict",
+        )
     if "data-dependent" in text or name.startswith("GuardOnDataDependent"):
         return (
             FaultKind.CONTROL_FLOW,
