@@ -84,8 +84,8 @@ def _program(
 def _finished(module: Program, graph: Graph, calls: Mapping[NodeId, TorchCall]) -> Program:
     made = _Drawing(graph, calls).draw()
     module.graph = made
-    # nn.Module stores a graph like any attribute; no module state is in it
-    module.__dict__["_made"] = module.graph
+    # from here on, compiling again means that somebody edited the graph
+    module.__dict__["_made"] = True
     return module.eval()
 
 

@@ -63,17 +63,22 @@ class Program(fx.GraphModule):
     """
 
     fqx_program: Graph
-    _made: fx.Graph | None
+    _edited: bool
 
     def recompile(self) -> Any:
         """Generate the code of `forward` from `graph`, after an edit of it."""
         code = super().recompile()
+        self.__dict__["_edited"] = "_made" in self.__dict__
+        self._bind()
+        return code
+
+    def _bind(self) -> None:
+        """Look everything up again; packed weights go."""
         signature = self.fqx_program.signature if "fqx_program" in self.__dict__ else None
         if signature is not None:
             kind: Any = type(self)
             kind.forward = _forward(self, self.graph, signature)
             kind.__call__ = nn.Module.__call__
-        return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return _twin(self, lambda tensor: copy.deepcopy(tensor, memo), memo)
@@ -82,8 +87,11 @@ class Program(fx.GraphModule):
         return _twin(self, lambda tensor: tensor, None)
 
     def __reduce__(self) -> Any:
+        if self._edited:
+            # as torch.fx does it: the module comes back as an ordinary GraphModule
+            return super().__reduce__()
         parts = (self.fqx_program, dict(_tensors(self)), dict(_kept(self)), self.training)
-        return _revive, (*parts, None if self.graph is self._made else self.graph)
+        return _revive, parts
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -106,7 +114,7 @@ class Program(fx.GraphModule):
             held = inner if assign else {key: value.clone() for key, value in inner.items()}
             module.load_state_dict(held, strict=strict, assign=True)
         _retie(self)
-        self.recompile()
+        self._bind()
         return _IncompatibleKeys(missing, unknown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
@@ -266,8 +274,9 @@ def _retie(module: Program) -> None:
 def _twin(module: Program, change: Callable[[Any], Any], memo: dict[int, Any] | None) -> Program:
     tensors = {path: change(tensor) for path, tensor in _tensors(module).items()}
     leaves = {path: change(leaf) for path, leaf in _kept(module).items()}
-    edited = None if module.graph is module._made else module.graph
-    twin = _revive(module.fqx_program, tensors, leaves, module.training, edited)
+    twin = _revive(module.fqx_program, tensors, leaves, module.training)
+    if module._edited:
+        twin.graph = copy.deepcopy(module.graph)
     if memo is not None:
         memo[id(module)] = twin
     return twin
@@ -278,7 +287,6 @@ def _revive(
     tensors: Mapping[str, Tensor],
     leaves: Mapping[str, nn.Module],
     training: bool,
-    edited: fx.Graph | None,
 ) -> Program:
     """The module again from what `__reduce__` keeps."""
     # imported here: materialize builds modules of this class
@@ -286,8 +294,6 @@ def _revive(
 
     module = rebuild(program, tensors, leaves)
     module.train(training)
-    if edited is not None:
-        module.graph = edited
     return module
 
 

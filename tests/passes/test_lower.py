@@ -1,0 +1,421 @@
+"""Each unit becomes one kernel that gives the reference unit's integers within one quantum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fqx.edge.materialize import materialize
+from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
+from fqx.ir.graph import Graph, graph_of
+from fqx.ir.names import NodeId, Path, Stage
+from fqx.ir.node import Node
+from fqx.ir.signature import Input, Signature, TensorType, Tree
+from fqx.ir.weight import Role, Weight
+from fqx.kit.frozen import FrozenMap
+from fqx.num.tensors import weight_of
+from fqx.ops.catalogue import make_node
+from fqx.ops.spec import check
+from fqx.passes.lower import Lowering, lower
+from fqx.policy.target import Target
+from fqx.targets.native import ENGINES, native
+from fqx.targets.onednn import onednn
+from fqx.targets.reference import reference
+
+TARGETS = (onednn(), *(native(engine).unwrap() for engine in ENGINES))
+EXACT = tuple(target for target in TARGETS if target.engine != "qnnpack")
+"""qnnpack requantizes in fixed point: within a quantum, but equal in fewer elements."""
+
+
+class Program:
+    """Writes a QUANTIZED graph: every value between quantize and dequantize."""
+
+    def __init__(self, **inputs: tuple[int, ...]) -> None:
+        self.nodes: list[Node] = []
+        self.weights: dict[Path, Weight] = {}
+        self.inputs = inputs
+        for name in inputs:
+            self.add(Node(NodeId(f"@{name}"), make_node("input", NodeId("x")).op))
+
+    def add(self, node: Node) -> NodeRef:
+        self.nodes.append(node)
+        return NodeRef(node.id)
+
+    def op(self, op: str, id: str, /, **given: Arg) -> NodeRef:
+        return self.add(make_node(op, NodeId(id), **given))
+
+    def ints(
+        self,
+        x: NodeRef,
+        scale: float = 0.05,
+        zero: int = 64,
+        most: int = 127,
+        dtype: DType = DType.UINT8,
+    ) -> NodeRef:
+        """The value through quantize and dequantize."""
+        ends: dict[str, Arg] = {"qmin": 0 if dtype is DType.UINT8 else -128, "qmax": most}
+        where: dict[str, Arg] = {"scale": scale, "zero_point": zero}
+        q = self.op("quantize", f"{x.id}:quantize", x=x, **where, **ends, dtype=dtype)
+        return self.op("dequantize", f"{x.id}:dequantize", x=q, **where, dtype=DType.FLOAT32)
+
+    def input(self, name: str, scale: float = 0.05, zero: int = 64, **more: int) -> NodeRef:
+        return self.ints(NodeRef(NodeId(f"@{name}")), scale, zero, **more)
+
+    def weight(self, id: str, shape: tuple[int, ...], axis: int | None = 0) -> NodeRef:
+        drawn = torch.Generator().manual_seed(len(self.nodes))
+        values = torch.randint(-127, 128, shape, generator=drawn, dtype=torch.int8)
+        count = shape[axis] if axis is not None else 1
+        scale = torch.rand(count, generator=drawn) * 0.004 + 0.001
+        scale = scale if axis is not None else scale.reshape(())
+        self.weights[Path(f"{id}.weight")] = weight_of(values, Role.PARAMETER)
+        self.weights[Path(f"{id}.weight_scale")] = weight_of(scale, Role.BUFFER)
+        return self.op(
+            "dequantize",
+            f"{id}:weight",
+            x=WeightRef(Path(f"{id}.weight")),
+            scale=WeightRef(Path(f"{id}.weight_scale")),
+            zero_point=0,
+            dtype=DType.FLOAT32,
+            axis=axis,
+        )
+
+    def bias(self, id: str, count: int) -> WeightRef:
+        drawn = torch.Generator().manual_seed(count)
+        held = weight_of(torch.randn(count, generator=drawn), Role.PARAMETER)
+        self.weights[Path(f"{id}.bias")] = held
+        return WeightRef(Path(f"{id}.bias"))
+
+    def graph(self, *outputs: NodeRef) -> Graph:
+        leaves = tuple(Tree("leaf", index) for index in range(len(self.inputs)))
+        signature = Signature(
+            tuple(
+                Input(name, NodeId(f"@{name}"), TensorType(DType.FLOAT32, shape))
+                for name, shape in self.inputs.items()
+            ),
+            Tree("tuple", None, (), leaves),
+            Tree("dict"),
+            Tree("tuple", None, (), tuple(Tree("leaf", ref) for ref in outputs)),
+            FrozenMap(),
+            tuple(self.inputs),
+        )
+        made = graph_of(self.nodes, self.weights, signature, stage=Stage.QUANTIZED)
+        assert check(made, Stage.QUANTIZED).value_or("bad") is None
+        return made
+
+
+def lowered(graph: Graph, target: Target) -> tuple[Graph, Lowering]:
+    step = lower(target).run(graph).unwrap().steps[-1]
+    assert isinstance(step.evidence, Lowering)
+    return step.graph, step.evidence
+
+
+def both(graph: Graph, target: Target) -> tuple[Graph, Lowering, list[Tensor], list[Tensor]]:
+    """The lowered graph, its evidence, and what reference and kernels give for one input."""
+    made, evidence = lowered(graph, target)
+    drawn = torch.Generator().manual_seed(7)
+    shapes = [
+        item.type.dims for item in graph.signature.inputs if isinstance(item.type, TensorType)
+    ]
+    inputs = [torch.randn(shape, generator=drawn) * 1.5 for shape in shapes]  # type: ignore[arg-type]  # static dims
+    with torch.no_grad():
+        wanted = list(materialize(graph).unwrap()(*inputs))
+        got = list(materialize(made).unwrap()(*inputs))
+    return made, evidence, wanted, got
+
+
+def agrees(graph: Graph, target: Target, scale: float, kernel: str) -> None:
+    """One kernel of this name, within one quantum, equal in 99.9 % of the elements."""
+    made, evidence, wanted, got = both(graph, target)
+    assert kernel in [node.op for node in made], [node.op for node in made]
+    assert not evidence.misses
+    for one, two in zip(wanted, got, strict=True):
+        quanta = ((one - two) / scale).abs()
+        assert quanta.max() <= 1.001
+        assert (quanta > 0.5).float().mean() <= (0.02 if target.engine == "qnnpack" else 0.001)
+        assert one.stride() == two.stride()
+
+
+def name_of(target: Target) -> str:
+    return target.label
+
+
+CONVS = {
+    "plain": ((2, 6, 9, 9), (8, 6, 3, 3), {}),
+    "stride": ((2, 6, 9, 9), (8, 6, 3, 3), {"stride": (2, 1)}),
+    "padding": ((1, 6, 9, 7), (8, 6, 3, 3), {"padding": (2, 1)}),
+    "dilation": ((1, 6, 9, 9), (8, 6, 3, 3), {"dilation": (2, 2), "padding": (1, 1)}),
+    "pointwise": ((3, 16, 5, 5), (32, 16, 1, 1), {}),
+    "groups": ((2, 8, 7, 7), (12, 4, 3, 3), {"groups": 2, "padding": (1, 1)}),
+    "depthwise": ((2, 16, 7, 7), (16, 1, 3, 3), {"groups": 16, "padding": (1, 1)}),
+    "oblong": ((1, 3, 8, 12), (4, 3, 1, 5), {"padding": (0, 2)}),
+}
+
+
+def conv(
+    case: str, *, after: str = "", axis: int | None = 0, bias: bool = True, zero: int = 64
+) -> Graph:
+    shape, weight, attrs = CONVS[case]
+    p = Program(x=shape)
+    x, w = p.input("x", 0.05, zero), p.weight("c", weight, axis)
+    made = p.op(
+        "conv2d", "c", x=x, weight=w, bias=p.bias("c", weight[0]) if bias else None, **attrs
+    )
+    if after == "clamp":
+        made = p.op("clamp", "a", x=made, low=-0.5, high=0.75)
+    elif after:
+        made = p.op(after, "a", x=made)
+    return p.graph(p.ints(made, 0.02, 50))
+
+
+@pytest.mark.parametrize("case", CONVS)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+def test_convolution(case: str, target: Target) -> None:
+    agrees(conv(case), target, 0.02, f"{target.name}.conv2d")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+def test_convolution_with_relu_one_scale_or_no_bias(target: Target) -> None:
+    agrees(conv("padding", after="relu"), target, 0.02, f"{target.name}.conv2d")
+    agrees(conv("padding", axis=None, bias=False, zero=0), target, 0.02, f"{target.name}.conv2d")
+
+
+@pytest.mark.parametrize("op", ["clamp", "hardswish", "silu"])
+def test_onednn_absorbs_activations(op: str) -> None:
+    graph = conv("padding", after=op)
+    agrees(graph, onednn(), 0.02, "onednn.conv2d")
+    assert op not in [node.op for node in lowered(graph, onednn())[0]]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+@pytest.mark.parametrize("n", [1, 3])
+def test_convolution_of_other_ranks(n: int, target: Target) -> None:
+    p = Program(x=(2, 4, *(6,) * n))
+    w = p.weight("c", (8, 2, *(3,) * n))
+    attrs: dict[str, Arg] = {"padding": (1,) * n, "groups": 2}
+    for name in ("stride", "dilation"):
+        attrs[name] = (1,) * n
+    made = p.op(f"conv{n}d", "c", x=p.input("x"), weight=w, bias=p.bias("c", 8), **attrs)
+    agrees(p.graph(p.ints(made, 0.02, 50)), target, 0.02, f"{target.name}.conv{n}d")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+@pytest.mark.parametrize("shape", [(3, 24), (2, 5, 24), (2, 3, 2, 24), (1, 24)])
+def test_linear(shape: tuple[int, ...], target: Target) -> None:
+    p = Program(x=shape)
+    made = p.op("linear", "l", x=p.input("x"), weight=p.weight("l", (10, 24)), bias=p.bias("l", 10))
+    agrees(p.graph(p.ints(made, 0.02, 50)), target, 0.02, f"{target.name}.linear")
+
+
+@pytest.mark.parametrize("op", ["relu", "gelu", "silu", "hardswish", "tanh", "leaky_relu"])
+def test_onednn_linear_absorbs_activations(op: str) -> None:
+    p = Program(x=(64, 24))
+    made = p.op("linear", "l", x=p.input("x"), weight=p.weight("l", (10, 24)), bias=None)
+    made = p.op(op, "a", x=made)
+    agrees(p.graph(p.ints(made, 0.02, 50)), onednn(), 0.02, "onednn.linear")
+
+
+@pytest.mark.parametrize("op", ["conv2d", "linear"])
+def test_a_float_consumer_gets_a_float_result(op: str) -> None:
+    p = Program(x=(2, 8, 4, 4))
+    w = p.weight("c", (6, 8, 1, 1) if op == "conv2d" else (6, 4))
+    made = p.op(op, "c", x=p.input("x"), weight=w, bias=None)
+    graph = p.graph(p.op("exp", "e", x=made))
+    lowered_graph, evidence, wanted, got = both(graph, onednn())
+    assert [item.form.value for item in evidence.units] == ["float"]
+    assert f"onednn.{op}" in [node.op for node in lowered_graph]
+    # float32 sums of exact int32 products in another order
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-5, atol=1e-5)
+    _, evidence, _, _ = both(graph, TARGETS[1])
+    assert evidence.misses[0].why == "its result is read as float"
+
+
+def residual(*, again: bool = False, relu: bool = True) -> Graph:
+    p = Program(x=(2, 8, 6, 6))
+    x = p.input("x")
+    short = p.ints(
+        p.op("conv2d", "s", x=x, weight=p.weight("s", (8, 8, 1, 1)), bias=None), 0.03, 70
+    )
+    made = p.op("conv2d", "c", x=x, weight=p.weight("c", (8, 8, 1, 1)), bias=None)
+    made = p.op("add", "c:add", x=made, y=short)
+    made = p.ints(p.op("relu", "r", x=made) if relu else made, 0.04, 60)
+    if not again:
+        return p.graph(made)
+    later = p.op("conv2d", "d", x=short, weight=p.weight("d", (8, 8, 1, 1)), bias=None)
+    return p.graph(made, p.ints(later, 0.04, 60))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_convolution_takes_the_addition(relu: bool) -> None:
+    graph = residual(relu=relu)
+    agrees(graph, onednn(), 0.04, "onednn.conv2d_add")
+    node = next(node for node in lowered(graph, onednn())[0] if node.op == "onednn.conv2d_add")
+    assert node.attrs["keeps_other"] is False
+
+
+def test_an_addend_that_is_read_again_is_not_written_into() -> None:
+    graph = residual(again=True)
+    made, _, wanted, got = both(graph, onednn())
+    node = next(node for node in made if node.op == "onednn.conv2d_add")
+    assert node.attrs["keeps_other"] is True
+    torch.testing.assert_close(got[1], wanted[1], rtol=1e-6, atol=0)
+    order = [node.id for node in made]
+    assert order.index(NodeId("d")) > order.index(NodeId("c"))
+    module = materialize(made).unwrap()
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        assert all(map(torch.equal, module(x), module(x)))
+
+
+def test_an_addend_that_is_the_input_is_not_written_into() -> None:
+    p = Program(x=(2, 8, 6, 6))
+    x = p.input("x")
+    made = p.op("conv2d", "c", x=x, weight=p.weight("c", (8, 8, 1, 1)), bias=None)
+    graph = p.graph(p.ints(p.op("add", "s", x=x, y=made), 0.04, 60))
+    agrees(graph, onednn(), 0.04, "onednn.conv2d_add")
+    node = next(node for node in lowered(graph, onednn())[0] if node.op == "onednn.conv2d_add")
+    assert node.attrs["keeps_other"] is True
+
+
+PAIRS = [((2, 8, 6, 6), (2, 8, 6, 6)), ((2, 3, 5), (2, 3, 5)), ((4, 7), (4, 7))]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+@pytest.mark.parametrize("op", ["add", "mul", "add relu"])
+@pytest.mark.parametrize("shapes", PAIRS, ids=str)
+def test_two_activations(shapes: tuple[tuple[int, ...], ...], op: str, target: Target) -> None:
+    p = Program(x=shapes[0], y=shapes[1])
+    made = p.op(op.split()[0], "p", x=p.input("x"), y=p.input("y", 0.03, 40))
+    made = p.op("relu", "r", x=made) if "relu" in op else made
+    # 0.0437 shares no factor with the operands' scales, so that ties are rare
+    agrees(p.graph(p.ints(made, 0.0437, 50)), target, 0.0437, f"{target.name}.{op.split()[0]}")
+
+
+@pytest.mark.parametrize("op", ["add", "mul"])
+@pytest.mark.parametrize(
+    "shapes", [((2, 8, 6, 6), (2, 8, 1, 1)), ((3, 1, 4), (5, 1)), ((4,), (2, 4))]
+)
+def test_onednn_broadcasts(shapes: tuple[tuple[int, ...], ...], op: str) -> None:
+    p = Program(x=shapes[0], y=shapes[1])
+    made = p.op(op, "p", x=p.input("x"), y=p.input("y", 0.03, 40))
+    agrees(p.graph(p.ints(made, 0.0437, 50)), onednn(), 0.0437, f"onednn.{op}")
+
+
+MOVERS: dict[str, Callable[[Program, NodeRef], NodeRef]] = {
+    "flatten": lambda p, x: p.op("flatten", "m", x=x, start_dim=1),
+    "reshape": lambda p, x: p.op("reshape", "m", x=x, shape=(2, 4, 72)),
+    "permute": lambda p, x: p.op("permute", "m", x=x, dims=(0, 2, 3, 1)),
+    "slice": lambda p, x: p.op("slice", "m", x=x, start=1, stop=3, dim=1),
+    "select": lambda p, x: p.op("select", "m", x=x, index=2, dim=1),
+    "pad": lambda p, x: p.op("pad", "m", x=x, pad=(1, 2, 0, 1)),
+    "relu": lambda p, x: p.op("relu", "m", x=x),
+    "clamp": lambda p, x: p.op("clamp", "m", x=x, low=None, high=0.61),
+    "roll": lambda p, x: p.op("roll", "m", x=x, shifts=(1,), dims=(2,)),
+    "flip": lambda p, x: p.op("flip", "m", x=x, dims=(3,)),
+    "stack": lambda p, x: p.op("stack", "m", xs=(x, x), dim=1),
+    "cat": lambda p, x: p.op("cat", "m", xs=(x, x), dim=1),
+    "amax": lambda p, x: p.op("amax", "m", x=x, dim=(2, 3)),
+    "max_pool2d": lambda p, x: p.op(
+        "max_pool2d", "m", x=x, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1)
+    ),
+    "interpolate": lambda p, x: p.op("interpolate", "m", x=x, size=(12, 9)),
+    "pixel_shuffle": lambda p, x: p.op("pixel_shuffle", "m", x=x, factor=2),
+    "channel_shuffle": lambda p, x: p.op("channel_shuffle", "m", x=x, groups=2),
+    "expand": lambda p, x: p.op("expand", "m", x=x, shape=(2, 2, 8, 6, 6)),
+    "chunk": lambda p, x: p.op("getitem", "m", x=p.op("chunk", "k", x=x, chunks=2, dim=1), index=1),
+}
+
+
+@pytest.mark.parametrize("op", MOVERS)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+def test_movers_take_the_integers(op: str, target: Target) -> None:
+    p = Program(x=(2, 8, 6, 6))
+    graph = p.graph(p.ints(MOVERS[op](p, p.input("x"))))
+    made, evidence, wanted, got = both(graph, target)
+    assert not evidence.misses
+    quantizers = [node.op for node in made if node.op.endswith("quantize")]
+    assert [name.rpartition(".")[2] for name in quantizers] == ["quantize", "dequantize"]
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("target", TARGETS[:2], ids=name_of)
+def test_max_pools_of_other_ranks(n: int, target: Target) -> None:
+    p = Program(x=(2, 4, *(9,) * n))
+    window: dict[str, Arg] = {"kernel_size": (3,) * n, "stride": (2,) * n, "padding": (1,) * n}
+    attrs = {**window, "dilation": (1,) * n}
+    graph = p.graph(p.ints(p.op(f"max_pool{n}d", "m", x=p.input("x"), **attrs)))
+    agrees(graph, target, 0.05, f"{target.form.replace('quantized', 'native')}.max_pool{n}d")
+
+
+def test_a_mover_between_other_qparams_stays_float_and_says_so() -> None:
+    p = Program(x=(2, 8), y=(2, 8))
+    joined = p.op("cat", "m", xs=(p.input("x"), p.input("y", 0.03, 40)), dim=1)
+    _, evidence, wanted, got = both(p.graph(p.ints(joined)), onednn())
+    assert evidence.misses[0].at == "m"
+    assert "other qparams" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+@pytest.mark.parametrize("engine", ["qnnpack"])
+def test_transposed_convolution(engine: str) -> None:
+    p = Program(x=(2, 6, 5, 5))
+    w = p.weight("t", (6, 4, 3, 3), None)
+    attrs: dict[str, Arg] = {"stride": (2, 2), "padding": (1, 1), "output_padding": (1, 1)}
+    made = p.op("conv_transpose2d", "t", x=p.input("x"), weight=w, bias=p.bias("t", 4), **attrs)
+    graph = p.graph(p.ints(made, 0.02, 50))
+    agrees(graph, native(engine).unwrap(), 0.02, "native.conv_transpose2d")
+    _, evidence, wanted, got = both(graph, onednn())
+    assert "no kernel for conv_transpose2d" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+def test_int8_activations_are_shifted() -> None:
+    p = Program(x=(4, 24))
+    x = p.ints(NodeRef(NodeId("@x")), 0.05, -3, 127, DType.INT8)
+    made = p.op("linear", "l", x=x, weight=p.weight("l", (10, 24)), bias=None)
+    graph = p.graph(p.ints(made, 0.02, 5, 127, DType.INT8))
+    agrees(graph, onednn(), 0.02, "plain.shift")
+
+
+def test_reference_has_no_kernels_and_changes_nothing_but_the_stage() -> None:
+    made, evidence, wanted, got = both(conv("plain"), reference())
+    assert evidence.misses[0].why == "the unit has no kernel"
+    assert made.stage is Stage.LOWERED
+    assert torch.equal(wanted[0], got[0])
+
+
+def test_qparams_do_not_change() -> None:
+    graph = conv("plain", after="relu")
+    made, _ = lowered(graph, onednn())
+    kernel = made[NodeId("c")]
+    assert (kernel.attrs["scale"], kernel.attrs["zero_point"]) == (0.02, 50)
+    assert (kernel.attrs["x_scale"], kernel.attrs["x_zero_point"]) == (0.05, 64)
+    assert made.weights == graph.weights
+
+
+def test_unbatched_convolutions_stay_float() -> None:
+    p = Program(x=(6, 9, 9))
+    made = p.op("conv2d", "c", x=p.input("x"), weight=p.weight("c", (8, 6, 3, 3)), bias=None)
+    _, evidence, wanted, got = both(p.graph(p.ints(made, 0.02, 50)), onednn())
+    assert "4 dimensions" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+def test_the_evidence_is_plain_data() -> None:
+    _, evidence = lowered(residual(), onednn())
+    code = evidence.to_json()
+    assert isinstance(code, dict)
+    assert code["label"] == "onednn"
+    assert "onednn.conv2d_add" in repr(evidence)
+    assert evidence.kind == "lowering"
+
+
+def test_models_keep_working_in_training_code() -> None:
+    """A lowered module inside an ordinary one, with gradients on, gives plain results."""
+    module = materialize(lowered(conv("plain"), onednn())[0]).unwrap()
+    outer = nn.Sequential(module)
+    result = outer(torch.randn(2, 6, 9, 9))
+    assert not result[0].requires_grad
