@@ -174,9 +174,9 @@ def _choose(group: _Group, weight: torch.Tensor) -> _Weighed:
     assert state.channel_high is not None
     spec = group.scheme.activation
     kept = predicted_sqnr(state, qparams_between(spec, state.low, state.high))
-    picture = _Picture(state.channel_low, state.channel_high, kept, weight)
-    if weight.shape[1] != state.channel_low.numel() or not bool(picture.peak.max() > 0.0):
+    if weight.shape[1] != state.channel_low.numel() or state.low == state.high == 0.0:
         return _left(group, kept, math.inf)
+    picture = _Picture(state.channel_low, state.channel_high, kept, weight)
     plain = picture.sqnr(torch.ones_like(picture.peak))
     if kept < limits.float_below or plain >= limits.plain_above:
         return _left(group, kept, plain)
