@@ -1,4 +1,4 @@
-"""Laws of observe, calibrate, smooth, convert, fold and lower, on graphs drawn from the catalogue."""
+"""Laws of the passes from observe to lower, on graphs drawn from the catalogue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import Lowering, lower
 from fqx.passes.observe import observe
-from fqx.passes.pipeline import Pass, Pipeline
+from fqx.passes.pipeline import Pipeline
 from fqx.passes.smooth import smooth
 from fqx.policy.plan import Plan
 from fqx.policy.recipe import int8_static
