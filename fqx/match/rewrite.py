@@ -79,7 +79,7 @@ class _Work:
         self.types: dict[NodeId, Type] = dict(types)
         self.stands_for: dict[NodeId, Arg] = {}
         self.retired: set[NodeId] = set()
-        self.fixed = frozenset(update.id for _, update in graph.updates.items())
+        self.fixed = _fixed(graph)
         self.by_node: dict[NodeId, RuleName] = {}
         self.by_weight: dict[Path, RuleName] = {}
         self.by_rest = RuleName("rewrite")
@@ -150,7 +150,7 @@ class _Work:
         return None
 
     def fits(self, found: Match, made: Change) -> bool:
-        """An update needs a node, and a change has to change something."""
+        """Outputs and updates stay values of nodes, and a change has to change something."""
         if found.root.id in self.fixed and not isinstance(made.value, NodeRef):
             return False
         same_value = made.value == NodeRef(found.root.id)
@@ -279,6 +279,13 @@ def _changed(table: Table[_K, _V], now: Mapping[_K, _V]) -> Table[_K, _V]:
     """The table with what is there now, sharing what did not change."""
     puts = {key: value for key, value in now.items() if table.get(key) is not value}
     return table.edit(puts, [key for key in table if key not in now])
+
+
+def _fixed(graph: Graph) -> frozenset[NodeId]:
+    """Nodes whose value leaves the graph."""
+    leaving = (*graph.outputs, *graph.updates.values())
+    refs = [ref for leaf in leaving for _, ref in refs_in(leaf)]
+    return frozenset(ref.id for ref in refs if isinstance(ref, NodeRef))
 
 
 def _map_tree(tree: Tree, work: _Work) -> Tree:

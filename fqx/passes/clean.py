@@ -23,6 +23,7 @@ from fqx.match.search import Match, Miss
 from fqx.ops.catalogue import attr, make_node, op_of
 from fqx.ops.schema import Trait
 from fqx.ops.types import types
+from fqx.passes.clean_constants import CONSTANTS
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
 
 x = anything("x")
@@ -33,13 +34,15 @@ zero = either(0, 0.0)
 def clean() -> Pass:
     """Removes eval-mode dropout, identities and nodes nobody uses; bit for bit the same program.
 
-    Inputs stay even where they are not used. Takes float and fused graphs and keeps their stage.
+    What depends on constants alone becomes a constant. Inputs stay even where they are not used.
+    Takes float and fused graphs and keeps their stage. Faults: MISSING_PAYLOAD where a constant is
+    not loaded.
     """
     return Pass("clean", NO_OPTIONS, frozenset({Stage.FLOAT, Stage.FUSED}), None, _clean)
 
 
 def _clean(graph: Graph) -> Result[Rewrite, Fault]:
-    made = rewrite(graph, RULES, types=types(graph), dead=RuleName("clean.dead"))
+    made = rewrite(graph, RULES + CONSTANTS, types=types(graph), dead=RuleName("clean.dead"))
     return made.map(lambda done: Rewrite(done.graph, done.diff))
 
 

@@ -8,6 +8,7 @@ import torch
 from fqx.ir.arg import Arg, DType, NodeRef, Training
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, Path
+from fqx.ir.weight import Role
 from fqx.judge.evaluate import evaluate
 from fqx.passes.clean import clean
 from fqx.testing.draft import Draft
@@ -162,3 +163,45 @@ def test_a_long_chain_is_cleaned_in_one_go() -> None:
         y = draft.call("dropout", f"d{index}", x=draft.call("neg", f"n{index}", x=y), p=0.5)
     graph = draft.graph(y)
     assert len(cleaned(graph)) == 402
+
+
+def test_what_depends_on_constants_alone_is_computed() -> None:
+    draft, first = start()
+    steps = draft.call("arange", "a", start=0, stop=4, step=1, dtype=DType.INT64)
+    row = draft.call("unsqueeze", "row", x=steps, dim=0)
+    column = draft.call("permute", "column", x=row, dims=(1, 0))
+    later = draft.call("gt", "later", x=row, y=column)
+    zeros = draft.call("full", "zeros", shape=(), value=0.0, dtype=DType.FLOAT32)
+    mask = draft.call("where", "mask", condition=later, x=float("-inf"), y=zeros)
+    wide = draft.call("expand", "wide", x=mask, shape=(3, 4, 4))
+    kept = draft.call("slice", "kept", x=wide, start=0, stop=1, dim=1)
+    squeezed = draft.call("squeeze", "squeezed", x=kept, dims=(1,))
+    graph = draft.graph(draft.call("add", "sum", x=first, y=squeezed))
+    made = cleaned(graph)
+    assert [node.id for node in made][:2] == ["@x", "first"]
+    assert not {"arange", "full", "gt", "where"} & set(ops(made))
+    assert {weight.role for weight in made.weights.values()} == {Role.CONSTANT}
+    x = torch.randn(2, 3, 4)
+    before, after = evaluate(graph, (x,)).unwrap(), evaluate(made, (x,)).unwrap()
+    assert isinstance(before, torch.Tensor)
+    assert isinstance(after, torch.Tensor)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("role", [Role.PARAMETER, Role.BUFFER])
+def test_what_a_state_dict_may_change_is_not_computed(role: Role) -> None:
+    draft, first = start()
+    held = draft.weight("held", torch.ones(4), role)
+    graph = draft.graph(draft.call("add", "sum", x=first, y=draft.call("neg", "n", x=held)))
+    assert cleaned(graph) is graph
+
+
+def test_large_or_inexact_constants_stay_nodes() -> None:
+    draft, first = start()
+    large = draft.call("full", "large", shape=(2000, 1, 3, 4), value=1, dtype=DType.FLOAT32)
+    held = draft.weight("held", torch.ones(4), Role.CONSTANT)
+    bent = draft.call("tanh", "bent", x=held)
+    big = draft.call("expand", "big", x=large, shape=(2000, 100, 3, 4))
+    total = draft.call("add", "s1", x=first, y=draft.call("contiguous", "c", x=big))
+    made = cleaned(draft.graph(draft.call("add", "s2", x=total, y=bent)))
+    assert {"contiguous", "tanh"} < set(ops(made))
