@@ -4,7 +4,7 @@
                          x -> observe
 
 Observers are taps: nobody reads their value. What the recipe asks of the nodes that will read the
-value on integers stands in the observer's `intent`, so that `convert` needs the graph alone.
+values on integers stands in the `intent` of the first one, so that `convert` needs the graph alone.
 """
 
 from __future__ import annotations
@@ -148,14 +148,14 @@ def _tapped(
     at: dict[NodeId, list[Tap]] = {}
     for tap in taps:
         at.setdefault(tap.value, []).append(tap)
-    asked = _homes(graph, choices, at)
+    told = _grouped({node.id: choices[node.id] for node in graph if node.id in choices})
     nodes = dict(graph.nodes.items())
     order: list[NodeId] = []
     for name in graph.order:
         order.append(name)
-        for index, tap in enumerate(at.get(name, ())):
-            intents = _grouped(asked.get(name, {})) if index == 0 else ()
-            made = _tap(nodes, graph[name], tap, intents)
+        for tap in at.get(name, ()):
+            made = _tap(nodes, graph[name], tap, told)
+            told = ()
             nodes[made.id] = made
             order.append(made.id)
     made_graph = replace(graph, nodes=Table(nodes), order=row(order), stage=Stage.OBSERVED)
@@ -165,23 +165,6 @@ def _tapped(
 
 def _by(_: Item) -> RuleName:
     return NAME
-
-
-def _homes(
-    graph: Graph, choices: Mapping[NodeId, Choice], at: Mapping[NodeId, object]
-) -> dict[NodeId, dict[NodeId, Choice]]:
-    """The observed value at which each choice is told: an operand of the node, else the last
-    value observed before it, else the first one."""
-    found: dict[NodeId, dict[NodeId, Choice]] = {}
-    last = next((name for name in graph.order if name in at), None)
-    for node in graph:
-        choice = choices.get(node.id)
-        home = next((name for name in node.inputs() if name in at), last)
-        if choice is not None and home is not None:
-            found.setdefault(home, {})[node.id] = choice
-        if node.id in at:
-            last = node.id
-    return found
 
 
 def _grouped(asked: Mapping[NodeId, Choice]) -> tuple[Intent, ...]:

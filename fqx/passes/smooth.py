@@ -36,6 +36,7 @@ from fqx.ops.catalogue import make_node, operand, with_attr, with_operand
 from fqx.passes.observe import Intent, intents_to_arg
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
 from fqx.passes.statistics import Observer, Observers, observers_in
+from fqx.policy.plan import DIVISION
 from fqx.policy.recipe import Scheme, Smoothing
 
 NAME = RuleName("smooth")
@@ -361,18 +362,18 @@ class _Draft:
         self.nodes[made] = make_node("mul", made, origin, x=NodeRef(value.id), y=WeightRef(path))
         watch = fresh_id(self.graph.nodes, made, "observe")
         self.behind.setdefault(value.id, []).extend((made, watch))
-        self._observe(one, made, watch, intent)
+        self._observe(one, made, watch, intent, Intent(None, DIVISION, (made,)))
         for name in one.group.linears:
             self.nodes[name] = with_operand(self.node(name), "x", NodeRef(made))
 
-    def _observe(self, one: _Weighed, value: NodeId, watch: NodeId, intent: Intent) -> None:
+    def _observe(self, one: _Weighed, value: NodeId, watch: NodeId, *intents: Intent) -> None:
         """An observer that knows the range of the levelled value."""
         spec = ObserverSpec()
         state = _levelled(one.group.observer.state, one.factors)
         old = self.nodes.get(watch) or self.graph.nodes.get(watch)
         held = old.attrs.get("intent") if old is not None else None
         told = held if isinstance(held, tuple) else ()
-        added = intents_to_arg((intent,))
+        added = intents_to_arg(intents)
         assert isinstance(added, tuple)
         node = make_node(
             "observe",

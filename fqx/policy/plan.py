@@ -31,6 +31,9 @@ from fqx.policy.verdicts import (
 
 __all__ = ["Plan", "Planned", "decode_annotations", "make_plan", "plan_scene", "without_node"]
 
+DIVISION = "smooth"
+"""The rule under which `smooth` leaves its divisions float."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -241,6 +244,8 @@ def _why_no_seat(scene: Scene, made: Arrangement, node: Node) -> Veto:
         return Veto(Reason.NO_KERNEL, f"{scene.target.label} has no kernel for {node.op}")
     if choice is None:
         return Veto(Reason.NOT_PLANNED, "")
+    if choice.rule == DIVISION and choice.scheme is None:
+        return Veto(Reason.DIVISION, Reason.DIVISION.value)
     if choice.scheme is None:
         return Veto(Reason.BY_RECIPE, f"the recipe leaves it float: {choice.rule}")
     if found is not None:

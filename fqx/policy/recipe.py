@@ -51,7 +51,7 @@ class Smoothing:
 
     plain_above: float = 32.0
     least_gain: float = 1.0
-    float_below: float = 20.5
+    float_below: float = 19.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,9 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
     """A scheme as plain data for a node's attrs."""
     limits = scheme.smoothing
     smoothing: Arg = (
-        None if limits is None else (limits.plain_above, limits.least_gain, limits.float_below)
+        None
+        if limits is None
+        else (float(limits.plain_above), float(limits.least_gain), float(limits.float_below))
     )
     return FrozenMap(
         {

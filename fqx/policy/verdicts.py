@@ -37,6 +37,7 @@ class Reason(Enum):
     FOREIGN = "it is an operator outside the catalogue"
     LEAF = "it is a module kept whole"
     BETWEEN_FLOATS = "its neighbours are float, so integers would not pay"
+    DIVISION = "it divides by what smoothing put into a weight"
     RUINOUS_INPUT = "a per-tensor scale would ruin its input"
     NOT_OBSERVED = "an operand was not observed"
     UNFIT_SCHEME = "the target has no kernel for the integers the recipe asks for"
