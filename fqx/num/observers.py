@@ -311,15 +311,17 @@ def _extended(
     high: float,
     channels: _Channels,
 ) -> State:
-    counts, exponent = None, None
-    if state.counts is not None and state.exponent is not None:
-        k = max(int(state.exponent), exponent_for(max(-low, high), spec.bins))
-        counts = _at_exponent(state, k) + bin_counts(tensor, k, spec.bins)
-        exponent = torch.tensor(k, dtype=torch.int64)
+    counts, exponent = None, state.exponent
+    if state.counts is not None and exponent is not None:
+        was = int(exponent)
+        k = max(was, exponent_for(max(-low, high), spec.bins))
+        # the new counts are nobody else's yet
+        counts = bin_counts(tensor, k, spec.bins).add_(coarsened(state.counts, k - was))
+        exponent = exponent if k == was else torch.tensor(k, dtype=torch.int64)
     return State(
         state.count + tensor.numel(),
-        state.low.clamp(max=low),
-        state.high.clamp(min=high),
+        state.low if float(state.low) <= low else torch.tensor(low, dtype=torch.float64),
+        state.high if float(state.high) >= high else torch.tensor(high, dtype=torch.float64),
         counts,
         exponent,
         channels.low,
