@@ -204,7 +204,8 @@ def _binary(*ops: str) -> Maker:
         number: Arg = sketch.draw(st.sampled_from([0.5, 2, -1.5, 3.0]))
         same = sketch.others(TensorType(DType.FLOAT32, dims))
         other: Arg = NodeRef(sketch.draw(st.sampled_from(same)))
-        y = sketch.draw(st.sampled_from([number, other, other]))
+        compares = op in ("maximum", "minimum")
+        y = other if compares else sketch.pick(number, other, other)
         values: dict[str, Arg] = {"x": x, "y": y}
         if op in ("add", "sub") and sketch.draw(st.integers(0, 4)) == 0:
             values["alpha"] = 2
