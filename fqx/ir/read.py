@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from fqx.ir.arg import Arg, Block, Dots, DType, NodeRef, Slice, Training, WeightRef
 from fqx.ir.fault import Fault, FaultKind
@@ -252,14 +253,16 @@ def _word(cursor: _Cursor) -> Arg:
     return _CONSTANTS[word] if word in _CONSTANTS else NodeRef(NodeId(word))
 
 
-_CONSTANTS: dict[str, Arg] = {
-    "None": None,
-    "True": True,
-    "False": False,
-    "nan": float("nan"),
-    "training": Training(),
-    **{dtype.value: dtype for dtype in DType},
-}
+_CONSTANTS: Mapping[str, Arg] = MappingProxyType(
+    {
+        "None": None,
+        "True": True,
+        "False": False,
+        "nan": float("nan"),
+        "training": Training(),
+        **{dtype.value: dtype for dtype in DType},
+    }
+)
 
 
 def _type(cursor: _Cursor) -> Type:
@@ -447,16 +450,18 @@ def _return_statement(cursor: _Cursor, parts: _Parts) -> None:
     parts.output = _tree(cursor)
 
 
-_STATEMENTS: dict[str, Callable[[_Cursor, _Parts], None]] = {
-    "dim": _dim_statement,
-    "input": _input_statement,
-    "args": _args_statement,
-    "kwargs": _kwargs_statement,
-    "params": _params_statement,
-    "return": _return_statement,
-    "update": _update_statement,
-    "weight": _weight_statement,
-    "tie": _tie_statement,
-    "leaf": _leaf_statement,
-    "block": _block_statement,
-}
+_STATEMENTS: Mapping[str, Callable[[_Cursor, _Parts], None]] = MappingProxyType(
+    {
+        "dim": _dim_statement,
+        "input": _input_statement,
+        "args": _args_statement,
+        "kwargs": _kwargs_statement,
+        "params": _params_statement,
+        "return": _return_statement,
+        "update": _update_statement,
+        "weight": _weight_statement,
+        "tie": _tie_statement,
+        "leaf": _leaf_statement,
+        "block": _block_statement,
+    }
+)

@@ -33,16 +33,16 @@ LARGEST = 1 << 20
 DEEPEST = 8
 """How many views may stand between a constant and what is computed of it."""
 
-_EXACT = {
+_EXACT = frozenset({
     "abs", "add", "arange", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clamp",
     "full", "full_like", "maximum", "minimum", "mul", "neg", "sign", "sub", "to", "where",
-}  # fmt: skip
-_MOVES = {
+})  # fmt: skip
+_MOVES = frozenset(
     name
     for name, row in OPS.items()
     if Trait.SHAPE_ONLY in row.traits and Trait.CONTAINER not in row.traits and name != "getitem"
-}
-_TESTS = {name for name, row in OPS.items() if Trait.COMPARISON in row.traits}
+)
+_TESTS = frozenset(name for name, row in OPS.items() if Trait.COMPARISON in row.traits)
 _VIEWS = frozenset(
     name for name in _MOVES if not OPS[name].traits.isdisjoint({Trait.VIEW, Trait.MAYBE_VIEW})
 )
