@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fqx.testing.zoo.pictures import pictures
 from fqx.testing.zoo.seeded import seeded
 
 __all__ = ["ARCHITECTURES", "Architecture"]
@@ -39,7 +40,7 @@ class Architecture:
 
 
 def _images(side: int) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda count, generator: torch.randn(count, 3, side, side, generator=generator)
+    return lambda count, generator: pictures(count, side, int(generator.initial_seed()))
 
 
 def _tokens(count: int, generator: torch.Generator) -> Tensor:

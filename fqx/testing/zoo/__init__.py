@@ -2,7 +2,8 @@
 
 Each is written from its paper with ordinary `nn.Module` code and public layers, takes its sizes as
 arguments and runs on 32×32 or 64×64 images. `ZOO` lists one small instance of each, with weights
-drawn from a seed and batch-norm statistics measured on noise, so that values stay in a sane range.
+drawn from a seed and batch-norm statistics measured on pictures, so that values stay in a sane
+range.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from fqx.testing.zoo.densenet import densenet
 from fqx.testing.zoo.efficientnet import efficientnet
 from fqx.testing.zoo.mobilenet_v2 import mobilenet_v2
 from fqx.testing.zoo.mobilenet_v3 import mobilenet_v3_small
+from fqx.testing.zoo.pictures import pictures
 from fqx.testing.zoo.resnet import resnet18, resnet50
 from fqx.testing.zoo.seeded import seeded
 from fqx.testing.zoo.shufflenet_v2 import shufflenet_v2
@@ -29,6 +30,7 @@ __all__ = [
     "efficientnet",
     "mobilenet_v2",
     "mobilenet_v3_small",
+    "pictures",
     "resnet18",
     "resnet50",
     "seeded",
@@ -51,9 +53,8 @@ class Specimen:
         return seeded(self.make, self.images(64, seed + 1), seed)
 
     def images(self, count: int, seed: int = 0) -> Tensor:
-        """Noise images, float32 [count, 3, side, side], drawn from `seed`."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, 3, self.side, self.side, generator=generator)
+        """Pictures, float32 [count, 3, side, side], drawn from `seed`."""
+        return pictures(count, self.side, seed)
 
 
 ZOO: tuple[Specimen, ...] = (

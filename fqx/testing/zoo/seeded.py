@@ -14,20 +14,23 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def seeded(make: Callable[[], M], sample: Tensor, seed: int = 0) -> M:
-    """`make()` in eval mode with every parameter drawn from `seed`.
+    """`make()` in eval mode with every parameter and running statistic drawn from `seed`.
 
     Matrices and kernels get variance 2 / fan-in (He et al. 2015), vectors stay near their usual
-    start (scales near 1, shifts near 0). Batch norms then measure `sample` once, so that random
-    weights do not blow up with depth. The global random state is left as it was.
+    start (scales near 1, shifts near 0). A batch norm divides by the root mean square that
+    `sample` shows in front of it, give or take a third per channel. It does not subtract the
+    measured means: in an untrained network that removes what the samples have in common, and what
+    is left amplifies the smallest error layer by layer. The global random state stays as it was.
     """
     with torch.random.fork_rng(devices=()):
         model = make()
+    model.eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _draw(name, parameter, generator)
-        _settle(model, sample)
-    return model.eval()
+        _settle(model, sample, generator)
+    return model
 
 
 def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> None:
@@ -41,18 +44,17 @@ def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> None:
         parameter.copy_(0.1 * noise)
 
 
-def _settle(model: nn.Module, sample: Tensor) -> None:
-    model.eval()
+def _settle(model: nn.Module, sample: Tensor, generator: torch.Generator) -> None:
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, var = norm.running_mean, norm.running_var
+        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+            power = inputs[0].square().mean().clamp(min=1e-3)
+            mean.copy_(0.1 * power.sqrt() * torch.randn(mean.shape, generator=generator))
+            var.copy_(power * torch.exp(0.3 * torch.randn(var.shape, generator=generator)))
+
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    model(sample)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.zero_()
-    model.eval()
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    if norms:
+        model(sample)
+    for hook in hooks:
+        hook.remove()
