@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import safetensors.torch
 import torch
 
 from fqx.cli.console import FAILED, FAULT, OK, USAGE, fail, say, show_table
@@ -15,10 +13,11 @@ from fqx.cli.resolve import batches_of, function_of, model_of
 from fqx.cli.tables import short
 from fqx.edge.artefact import read
 from fqx.edge.modules import Module
+from fqx.edge.state_file import read_state_dict
 from fqx.edge.verify import Verified, verify
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.trail import Halt
-from fqx.kit.result import Failure, Result, Success, attempt, fold
+from fqx.kit.result import Result, Success, fold
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +50,7 @@ def _given(args: argparse.Namespace) -> Result[_Given, Fault]:
     batches: Result[Iterable[object] | None, Fault] = Success(None)
     inputs: Result[Callable[[object], object] | None, Fault] = Success(None)
     if args.state_dict:
-        state = _state_dict(args.state_dict).map(lambda found: found)
+        state = read_state_dict(args.state_dict).map(lambda found: found)
     if args.model:
         model = model_of(args.model).map(lambda found: found)
     if args.calibration:
@@ -64,34 +63,6 @@ def _given(args: argparse.Namespace) -> Result[_Given, Fault]:
                 lambda data: inputs.map(lambda pick: _Given(weights, module, data, pick))
             )
         )
-    )
-
-
-def _state_dict(path: str) -> Result[Mapping[str, torch.Tensor], Fault]:
-    """Tensors by name from a file; a pickle is read weights-only."""
-
-    def loaded() -> object:
-        if path.endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    if not os.path.isfile(path):
-        return Failure(_no_weights(path, "there is no such file"))
-    return attempt(loaded, lambda error: _no_weights(path, str(error)[:200])).bind(
-        lambda found: (
-            Success({str(name): item for name, item in found.items()})
-            if isinstance(found, Mapping)
-            and all(isinstance(item, torch.Tensor) for item in found.values())
-            else Failure(_no_weights(path, "it holds no state_dict"))
-        )
-    )
-
-
-def _no_weights(path: str, why: str) -> Fault:
-    return Fault(
-        FaultKind.BAD_ARGUMENT,
-        f"{path} gives no weights: {why}",
-        "hand in a .safetensors file, or a state_dict saved by torch.save",
     )
 
 
