@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 from fqx.ir.arg import Arg, DType
@@ -132,12 +134,14 @@ def check_qspec(spec: QSpec) -> Result[QSpec, Fault]:
     return check_observer(spec.observer).map(lambda _: spec)
 
 
-_BOUNDS = {
-    DType.INT8: (-128, 127),
-    DType.UINT8: (0, 255),
-    DType.INT16: (-(2**15), 2**15 - 1),
-    DType.INT32: (-(2**31), 2**31 - 1),
-}
+_BOUNDS: Mapping[DType, tuple[int, int]] = MappingProxyType(
+    {
+        DType.INT8: (-128, 127),
+        DType.UINT8: (0, 255),
+        DType.INT16: (-(2**15), 2**15 - 1),
+        DType.INT32: (-(2**31), 2**31 - 1),
+    }
+)
 
 
 def _bad(reason: str) -> Fault:
@@ -181,9 +185,13 @@ def spec_from_arg(arg: Arg) -> Result[ObserverSpec, Fault]:
 
 
 _OBSERVER_FIELDS = ("kind", "search", "axis", "bins", "percentile", "rate", "low", "high")
-_KINDS: dict[object, ObserverKind] = {kind: kind for kind in get_args(ObserverKind)}
-_SEARCHES: dict[object, Search] = {search: search for search in get_args(Search)}
-_WHENS: dict[object, When] = {when: when for when in get_args(When)}
+_KINDS: Mapping[object, ObserverKind] = MappingProxyType(
+    {kind: kind for kind in get_args(ObserverKind)}
+)
+_SEARCHES: Mapping[object, Search] = MappingProxyType(
+    {search: search for search in get_args(Search)}
+)
+_WHENS: Mapping[object, When] = MappingProxyType({when: when for when in get_args(When)})
 
 
 def qspec_to_arg(spec: QSpec) -> FrozenMap[Arg]:
