@@ -194,7 +194,7 @@ def _axes(
         return {}
     named: dict[int, str | None] = {0: BATCH} if value.dim() and value.shape[0] == batch else {}
     for axis, name in (given or {}).items():
-        named[axis % max(value.dim(), 1)] = name
+        named[axis + value.dim() if axis < 0 else axis] = name
     return {axis: name for axis, name in sorted(named.items()) if name is not None}
 
 
@@ -202,7 +202,8 @@ def _sized(example: Example) -> Result[Example, Fault]:
     sizes: dict[str, int] = {}
     for name, value, axes in zip(example.names, example.values, example.axes, strict=True):
         for axis, dim in axes.items():
-            if not isinstance(value, torch.Tensor) or axis >= value.dim() or not dim.isidentifier():
+            known = isinstance(value, torch.Tensor) and 0 <= axis < value.dim()
+            if not isinstance(value, torch.Tensor) or not known or not dim.isidentifier():
                 return Failure(
                     _misfit(f"{name} has no axis {axis} to be called {dim!r}", "see dynamic=")
                 )

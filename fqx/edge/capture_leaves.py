@@ -178,12 +178,19 @@ def _observed(
     calls: dict[str, list[Call]] = {path: [] for path in paths}
     problems: list[Fault] = []
 
+    versions: list[tuple[int, ...]] = []
+
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        del module
+        versions.append(_versions(args, kwargs))
+
     def hook(path: str) -> Callable[..., None]:
         def seen(
             module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
         ) -> None:
             del module
-            made = _call(args, kwargs, output)
+            written = versions.pop() != _versions(args, kwargs)
+            made = "it writes into its input" if written else _call(args, kwargs, output)
             if isinstance(made, str):
                 problems.append(_odd(path, made))
             else:
@@ -192,13 +199,21 @@ def _observed(
         return seen
 
     for path in paths:
-        spare.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True)
+        module = spare.get_submodule(path)
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(hook(path), with_kwargs=True)
     modules = {id(module): path for path, module in spare.named_modules()}
     args, kwargs = example.arrange(tuple(tensor.clone() for tensor in example.tensors))
     ran = quietly(
         lambda: spare(*args, **kwargs), lambda error, said: fault_of(error, modules, said)
     )
     return ran.bind(lambda _: _complete(calls, problems))
+
+
+def _versions(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[int, ...]:
+    """How often each tensor among the arguments has been written."""
+    leaves = (*flatten(args).leaves, *flatten(kwargs).leaves)
+    return tuple(leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _complete(
