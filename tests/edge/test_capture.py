@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from fqx.edge.capture import How, capture
 from fqx.ir.graph import Graph
+from fqx.ir.names import Stage
 from fqx.ir.weight import Role
 from fqx.judge.evaluate import evaluate
+from fqx.ops.spec import check
 from fqx.testing.architectures import ARCHITECTURES, Architecture
 from fqx.testing.zoo import ZOO, Specimen
 
@@ -71,6 +73,7 @@ def graph_of(model: nn.Module, *inputs: Tensor, how: How = "export") -> Graph:
 
 
 def check_bits(model: nn.Module, graph: Graph, *inputs: Tensor) -> None:
+    check(graph, Stage.FLOAT).unwrap()
     with torch.no_grad():
         wanted = model(*(item.clone() for item in inputs))
     got = evaluate(graph, tuple(item.clone() for item in inputs), {}).unwrap()
@@ -300,7 +303,7 @@ def test_captures_in_two_threads_wait_for_each_other() -> None:
 def test_the_digest_does_not_depend_on_the_process() -> None:
     program = (
         "import torch; from torch import nn; from fqx.edge.capture import capture;"
-        "torch.manual_seed(3); m = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1));"
+        "torch.manual_seed(3); m = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(6, 2));"
         "digest = capture(m, (torch.ones(2, 3, 8, 8),)).unwrap().graph.digest"
     )
     said = subprocess.run(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fqx.edge.capture import How, capture
 from fqx.ir.fault import FaultKind
-from fqx.ir.names import Path
+from fqx.ir.names import Path, Stage
 from fqx.judge.evaluate import evaluate
+from fqx.ops.spec import check
 
 BOTH: tuple[How, ...] = ("export", "symbolic")
 
@@ -56,6 +57,7 @@ LEAVES = ("branching", "plain", "attention")
 def test_a_leaf_is_called_as_it_was(how: How) -> None:
     model = Model().eval()
     graph = capture(model, (torch.randn(1, 4),), how=how, leaves=LEAVES).unwrap().graph
+    check(graph, Stage.FLOAT).unwrap()
     assert [node.id for node in graph if node.op == "leaf"] == [
         "branching:leaf",
         "plain:leaf",

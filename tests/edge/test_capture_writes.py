@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fqx.edge.capture import How, capture
 from fqx.ir.fault import FaultKind
+from fqx.ir.names import Stage
 from fqx.judge.evaluate import evaluate
+from fqx.ops.spec import check
 
 Forward: TypeAlias = Callable[[Tensor], object]
 BOTH: tuple[How, ...] = ("export", "symbolic")
@@ -158,6 +160,7 @@ CASES: tuple[Forward, ...] = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_later_readers_see_the_write(case: Forward, how: How) -> None:
     graph = capture(Runs(case), (torch.randn(2, 4, 4),), how=how).unwrap().graph
+    check(graph, Stage.FLOAT).unwrap()
     assert not [node.op for node in graph if node.op.endswith("_")]
     for batch in (1, 3):
         x = torch.randn(batch, 4, 4)
