@@ -156,6 +156,7 @@ def _furnish(
         else:
             first = graph.ties.get(Path(path)) or Path(path)
             _register(owner, name, graph.weights[first], tensors[first], module)
+    _add_empty(module, graph, leaves)
     for second, first in graph.ties.items():
         # a tie is one object under two paths
         source = module.get_submodule(first.rpartition(".")[0])
@@ -164,6 +165,13 @@ def _furnish(
         for table in ("_parameters", "_buffers"):
             if twin in getattr(source, table):
                 getattr(target, table)[name] = getattr(source, table)[twin]
+
+
+def _add_empty(module: Program, graph: Graph, leaves: Mapping[str, nn.Module]) -> None:
+    """Modules without weights, so that every scope of a node is a module's path."""
+    for path in dict.fromkeys(path for node in graph for path, _ in node.origin.scope):
+        if path and not any(path == leaf or path.startswith(f"{leaf}.") for leaf in leaves):
+            _submodule(module, path)
 
 
 def _in_order(
@@ -412,13 +420,13 @@ def _only_constants(graph: Graph, tree: Tree) -> bool:
 
 
 def _stack(node: Node) -> dict[str, tuple[str, str]]:
-    """The module scope as torch.export writes it, so that capturing again finds the same ids."""
-    stack = {"L__self__": ("", "Module")}
-    for path, kind in node.origin.scope:
-        if path:
-            call = f"@{node.origin.call}" if node.origin.call and path == node.origin.module else ""
-            stack[f"L__self__{path}{call}"] = (path, kind)
-    return stack
+    """The module scope as torch.fx writes it, so that capturing again finds the same ids."""
+    inner = node.origin.module
+    return {
+        f"{path}@{node.origin.call}" if path == inner and node.origin.call else path: (path, kind)
+        for path, kind in node.origin.scope
+        if path
+    }
 
 
 def _built(made: fx.Graph, tree: Tree, leaf: Callable[[Arg], Any]) -> Any:

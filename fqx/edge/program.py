@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import _IncompatibleKeys
 
 from fqx.edge.kernels import BINDERS, op_of_function
@@ -306,9 +307,14 @@ def _forward(module: Program, graph: fx.Graph, signature: Signature) -> Callable
     lines = [writer.line(node) for node in graph.nodes]
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     params = "".join(f", {_parameter(node)}" for node in graph.nodes if node.op == "placeholder")
-    writer.names["_fits"] = lambda given: _check(signature, given)
+    writer.names["_fits"] = lambda module, given: _look(module, signature, given)
     seen = ", ".join(f"{name!r}: {name}" for name in names)
-    guard = f"    if not ({_guard(writer, signature)}):\n        _fits({{{seen}}})\n"
+    guard = (
+        f"    if not ({_guard(writer, signature)}):\n"
+        f"        exported = _fits(self, {{{seen}}})\n"
+        "        if exported is not None:\n"
+        "            return exported[0]\n"
+    )
     body = "".join(f"    {line}\n" for line in lines if line)
     source = f"def forward(self{params}):\n{guard if seen else ''}{body}"
     return _compiled(source, writer.names)
@@ -492,12 +498,21 @@ def is_parameter(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
+def _look(module: Program, signature: Signature, given: Mapping[str, Any]) -> tuple[Any] | None:
+    """Raise `Refused` for a call that does not fit; say nothing while torch traces.
+
+    torch.export gets the graph node by node, so that the exported program keeps module scopes.
+    """
+    if torch.compiler.is_exporting():
+        with preserve_node_meta():
+            return (fx.Interpreter(module).run(*given.values()),)
+    traced = any(isinstance(value, fx.Proxy) for value in given.values())
+    if not traced and not torch.compiler.is_compiling():
+        _check(signature, given)
+    return None
+
+
 def _check(signature: Signature, given: Mapping[str, Any]) -> None:
-    """Raise `Refused` for a call that does not fit; say nothing while torch traces."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return
-    if any(isinstance(value, fx.Proxy) for value in given.values()):
-        return
     count = len(signature.args.items)
     args = tuple(given[parameter_name(signature, index)] for index in range(count))
     names = {parameter_name(signature, index) for index in range(count)}

@@ -33,6 +33,8 @@ def promote(one: DType, two: DType) -> DType:
     >>> promote(DType.UINT8, DType.INT8)
     <DType.INT16: 'int16'>
     """
+    if one is two:
+        return one
     low, high = sorted((one, two), key=_LADDER.index)
     if {low, high} == {DType.UINT8, DType.INT8}:
         return DType.INT16

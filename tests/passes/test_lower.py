@@ -61,8 +61,8 @@ class Program:
         q = self.op("quantize", f"{x.id}:quantize", x=x, **where, **ends, dtype=dtype)
         return self.op("dequantize", f"{x.id}:dequantize", x=q, **where, dtype=DType.FLOAT32)
 
-    def input(self, name: str, scale: float = 0.05, zero: int = 64, **more: int) -> NodeRef:
-        return self.ints(NodeRef(NodeId(f"@{name}")), scale, zero, **more)
+    def input(self, name: str, scale: float = 0.05, zero: int = 64) -> NodeRef:
+        return self.ints(NodeRef(NodeId(f"@{name}")), scale, zero)
 
     def weight(self, id: str, shape: tuple[int, ...], axis: int | None = 0) -> NodeRef:
         drawn = torch.Generator().manual_seed(len(self.nodes))
@@ -142,7 +142,7 @@ def name_of(target: Target) -> str:
     return target.label
 
 
-CONVS = {
+CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Arg]]] = {
     "plain": ((2, 6, 9, 9), (8, 6, 3, 3), {}),
     "stride": ((2, 6, 9, 9), (8, 6, 3, 3), {"stride": (2, 1)}),
     "padding": ((1, 6, 9, 7), (8, 6, 3, 3), {"padding": (2, 1)}),

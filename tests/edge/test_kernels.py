@@ -1,0 +1,183 @@
+"""Bound kernels: exact integers, packs that follow their weights, engines put back."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fqx.edge import kernels
+from fqx.edge.kernels import BINDERS, FUNCTIONS, bind, integers, op_of_function
+from fqx.ir.arg import Arg, DType
+from fqx.ir.names import OpName
+from fqx.kit.frozen import FrozenMap
+from fqx.num import affine
+from fqx.targets import native, onednn
+
+RANGES = [(0, 255, "uint8"), (0, 127, "uint8"), (-128, 127, "int8"), (-127, 127, "int8")]
+
+
+def bound(op: str, **attrs: Arg) -> Any:
+    return bind(OpName(op), FrozenMap(attrs))
+
+
+@pytest.mark.parametrize("zero", [0, 3, 127])
+@pytest.mark.parametrize("ends", RANGES)
+def test_quantize_is_the_formula_bit_for_bit(ends: tuple[int, int, str], zero: int) -> None:
+    low, high, output = ends
+    scale = 0.037
+    halves = (torch.arange(-4000, 4000) * 0.5) * torch.tensor(scale)
+    noise = torch.randn(20000, generator=torch.Generator().manual_seed(0)) * 5
+    edges = torch.tensor([torch.inf, -torch.inf, 1e30, -1e30, 0.0, -0.0])
+    x = torch.cat([halves, noise, edges])
+    run = bound("quantize", scale=scale, zero_point=zero, qmin=low, qmax=high, output=output)
+    wanted = affine.quantize(x, scale, zero, low, high, DType(output))
+    assert torch.equal(run(x), wanted)
+    assert torch.equal(
+        run(x.double()), affine.quantize(x.double(), scale, zero, low, high, DType(output))
+    )
+
+
+@pytest.mark.parametrize("zero", [0, 77])
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+def test_dequantize_is_the_formula_bit_for_bit(dtype: DType, zero: int) -> None:
+    q = torch.arange(256).to(torch.uint8)
+    run = bound("dequantize", scale=0.037, zero_point=zero, dtype=dtype)
+    assert torch.equal(run(q), affine.dequantize(q, 0.037, zero, dtype))
+
+
+def test_quantizing_reads_only() -> None:
+    x = torch.randn(64, requires_grad=True)
+    kept = x.detach().clone()
+    result = bound("quantize", scale=0.1, zero_point=3, qmin=0, qmax=255, output="uint8")(x)
+    assert torch.equal(x, kept)
+    assert not result.requires_grad
+
+
+SIZES = [(1,), (15,), (16,), (35,), (4, 8, 6, 6), (3, 5, 7), (2, 16, 5, 5)]
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("op", ["add", "mul"])
+@pytest.mark.parametrize("layout", ["same", "mixed", "transposed", "broadcast"])
+def test_onednn_pairs_are_right_in_every_layout(
+    op: str, shape: tuple[int, ...], layout: str
+) -> None:
+    """torch's kernels read full vectors of uint8 as int8 and the rest as uint8."""
+    drawn = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, shape, generator=drawn, dtype=torch.uint8)
+    y = torch.randint(0, 256, shape, generator=drawn, dtype=torch.uint8)
+    if layout == "mixed" and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        x, y = x.transpose(0, -1), y.transpose(0, -1)
+    if layout == "broadcast":
+        y = y[..., :1]
+    one, two = (x.double() - 7) * 0.031, (y.double() - 201) * 0.017
+    exact = one + two if op == "add" else one * two
+    attrs: dict[str, Arg] = {"x_scale": 0.031, "x_zero_point": 7, "scale": 0.0419}
+    attrs |= {"y_scale": 0.017, "y_zero_point": 201, "zero_point": 90, "qmin": 0, "qmax": 255}
+    got = bound(f"onednn.{op}", **attrs, output="uint8", relu=False)(x, y)
+    wanted = (exact / 0.0419).round().add(90).clamp(0, 255)
+    difference = (got.double() - wanted).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).double().mean() <= max(0.002, 1 / difference.numel())
+
+
+def conv(**more: Arg) -> Any:
+    attrs: dict[str, Arg] = {"x_scale": 0.1, "x_zero_point": 3, "scale": 0.5, "zero_point": 9}
+    attrs |= {"qmin": 0, "qmax": 255, "output": "uint8", "activation": "none"}
+    attrs |= {"activation_args": (), "groups": 1}
+    attrs |= {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    return bound("onednn.conv2d", **(attrs | more))
+
+
+def operands() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(2)
+    x = torch.randint(0, 256, (2, 4, 6, 6), generator=drawn, dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (8, 4, 3, 3), generator=drawn, dtype=torch.int8)
+    return x, weight, torch.rand(8, generator=drawn) * 0.01, torch.randn(8, generator=drawn)
+
+
+def test_a_pack_follows_its_weight() -> None:
+    x, weight, scale, bias = operands()
+    run = conv()
+    first = run(x, weight, scale, bias)
+    assert torch.equal(run(x, weight.clone(), scale, bias), first)
+    weight.copy_(weight.flip(0))
+    edited = run(x, weight, scale, bias)
+    assert not torch.equal(edited, first)
+    assert torch.equal(edited, conv()(x, weight, scale, bias))
+    assert not torch.equal(run(x, weight, scale * 2, bias), edited)
+    assert not torch.equal(run(x, weight, scale, None), edited)
+
+
+def test_weights_of_inference_mode_are_taken() -> None:
+    x, weight, scale, bias = operands()
+    wanted = conv()(x, weight, scale, bias)
+    with torch.inference_mode():
+        inside = weight.clone()
+    assert torch.equal(conv()(x, inside, scale, bias), wanted)
+
+
+def test_a_narrow_range_bounds_the_result() -> None:
+    x, weight, scale, bias = operands()
+    wide = conv()(x, weight, scale, bias)
+    narrow = conv(qmax=127)(x, weight, scale, bias)
+    assert wide.max() > 127
+    assert torch.equal(narrow, wide.clamp(0, 127))
+
+
+@pytest.mark.parametrize("engine", native.ENGINES)
+def test_engines_are_put_back(engine: str) -> None:
+    before = torch.backends.quantized.engine
+    x, weight, scale, bias = operands()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        held = bound("native.quantize", scale=0.1, zero_point=3, qmin=0, qmax=127)(x.float() / 30)
+        run = bound(
+            "native.conv2d",
+            scale=0.5,
+            zero_point=9,
+            qmin=0,
+            qmax=127,
+            stride=(1, 1),
+            padding=(1, 1),
+            dilation=(1, 1),
+            groups=1,
+            relu=False,
+            engine=engine,
+        )
+        made = run(held, weight, scale, bias)
+    assert torch.backends.quantized.engine == before
+    assert int(made.int_repr().max()) <= 127
+    assert torch.equal(integers(made), made.int_repr())
+
+
+def test_packing_in_threads_gives_one_answer() -> None:
+    x, weight, scale, bias = operands()
+    run, wanted = conv(), conv()(x, weight, scale, bias)
+    found: list[Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(run(x, weight, scale, bias))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(torch.equal(item, wanted) for item in found)
+
+
+def test_every_schema_has_a_kernel_and_every_kernel_a_function() -> None:
+    listed = {row.op for row in (*onednn.KERNELS, *native.KERNELS)}
+    assert listed | {OpName("quantize"), OpName("dequantize")} == set(BINDERS)
+    for op, call in FUNCTIONS.items():
+        assert getattr(kernels, op.replace(".", "_")) is call
+        assert op_of_function(call) == op
+    with pytest.raises(AttributeError, match="nothing"):
+        kernels.nothing  # noqa: B018
