@@ -62,7 +62,9 @@ def _block(
 ) -> list[Node]:
     first = _conv_norm(f"{name}.conv1", f"{name}.bn1", x, channels, generator, weights)
     relu = make_node("relu", NodeId(f"{name}.relu"), _origin(name), x=NodeRef(first[-1].id))
-    second = _conv_norm(f"{name}.conv2", f"{name}.bn2", relu.id, channels, generator, weights)
+    second = _conv_norm(
+        f"{name}.conv2", f"{name}.bn2", relu.id, channels, generator, weights, gain=0.0
+    )
     add = make_node(
         "add", NodeId(f"{name}:add"), _origin(name), x=NodeRef(second[-1].id), y=NodeRef(x)
     )
@@ -77,7 +79,10 @@ def _conv_norm(
     channels: int,
     generator: torch.Generator,
     weights: dict[Path, Weight],
+    gain: float = 1.0,
 ) -> list[Node]:
+    """`gain` is the mean of the norm's weight; near zero, a residual branch lets depth be deep."""
+
     def draw(path: str, *shape: int, scale: float = 0.1, shift: float = 0.0) -> WeightRef:
         tensor = torch.randn(shape, generator=generator) * scale + shift
         weights[Path(path)] = weight_of(tensor, Role.PARAMETER, share=True)
@@ -88,8 +93,8 @@ def _conv_norm(
         "conv2d", NodeId(conv), _origin(conv), x=NodeRef(x), weight=kernel, padding=(1, 1)
     )
     norms = {
-        "weight": draw(f"{norm}.weight", channels, shift=1.0),
-        "bias": draw(f"{norm}.bias", channels),
+        "weight": draw(f"{norm}.weight", channels, scale=0.02, shift=gain),
+        "bias": draw(f"{norm}.bias", channels, scale=0.02),
         "mean": draw(f"{norm}.running_mean", channels),
         "var": draw(f"{norm}.running_var", channels, scale=0.01, shift=1.0),
     }
