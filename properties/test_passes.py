@@ -12,13 +12,20 @@ from fqx.passes.clean import clean
 from fqx.passes.fuse import fuse
 from fqx.passes.pipeline import Pass
 from fqx.testing.graphs import Sample, samples
-from fqx.testing.laws import EXACT, IDEMPOTENT, PASS_LAWS, fuse_rounds_well, violations
+from fqx.testing.laws import (
+    EXACT,
+    IDEMPOTENT,
+    PASS_LAWS,
+    ROUNDS_WELL,
+    Law,
+    Subject,
+    violations,
+)
 
 
-def _assert_obeys(rewrite: Pass, sample: Sample, *more: object) -> None:
-    laws = (*PASS_LAWS, *more)
+def _assert_obeys(rewrite: Pass, sample: Sample, *more: Law[Subject]) -> None:
     note(show(sample.graph))
-    broken = violations(rewrite, sample.graph, laws, sample.inputs)  # type: ignore[arg-type]
+    broken = violations(rewrite, sample.graph, (*PASS_LAWS, *more), sample.inputs)
     assert not broken, "\n\n".join(map(str, broken))
 
 
@@ -29,7 +36,7 @@ def test_clean_obeys_the_laws(sample: Sample) -> None:
 
 @given(samples(tame=False))
 def test_fuse_obeys_the_laws(sample: Sample) -> None:
-    _assert_obeys(fuse(), sample, fuse_rounds_well, IDEMPOTENT)
+    _assert_obeys(fuse(), sample, ROUNDS_WELL, IDEMPOTENT)
 
 
 @given(samples(), st.booleans())
