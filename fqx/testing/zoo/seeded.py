@@ -18,7 +18,7 @@ def seeded(make: Callable[[], M], sample: Tensor, seed: int = 0) -> M:
 
     Matrices and kernels get variance 2 / fan-in (He et al. 2015), vectors stay near their usual
     start (scales near 1, shifts near 0). A batch norm divides by the root mean square that
-    `sample` shows in front of it, give or take a third per channel. It does not subtract the
+    `sample` shows in front of it, give or take a few percent a channel. It does not subtract the
     measured means: in an untrained network that removes what the samples have in common, and what
     is left amplifies the smallest error layer by layer. The global random state stays as it was.
     """
@@ -48,9 +48,9 @@ def _settle(model: nn.Module, sample: Tensor, generator: torch.Generator) -> Non
     def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean, var = norm.running_mean, norm.running_var
         if isinstance(mean, Tensor) and isinstance(var, Tensor):
-            power = inputs[0].square().mean().clamp(min=1e-3)
+            power = inputs[0].square().mean().clamp(min=1e-6)
             mean.copy_(0.1 * power.sqrt() * torch.randn(mean.shape, generator=generator))
-            var.copy_(power * torch.exp(0.3 * torch.randn(var.shape, generator=generator)))
+            var.copy_(power * torch.exp(0.1 * torch.randn(var.shape, generator=generator)))
 
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
