@@ -283,6 +283,7 @@ def _weights(decided: _Decided) -> Result[_Weights, Fault]:
     graph, seats = decided.graph, decided.planned.arrangement.seats
     plans: dict[tuple[Path, QSpec], _WeightPlan] = {}
     of: dict[NodeId, _WeightPlan] = {}
+    homes: set[Path] = set()
     readers = weight_users(graph)
     taken: dict[Path, None] = dict.fromkeys(graph.weights)
     for anchor, seat in seats.items():
@@ -291,8 +292,9 @@ def _weights(decided: _Decided) -> Result[_Weights, Fault]:
         key = (seat.weight, seat.weight_spec)
         if key not in plans:
             stays = _read_as_float(graph, readers[seat.weight], seats, seat.weight)
-            used = any(path == seat.weight for path, _ in plans)
-            plans[key] = _weight_plan(*key, keeps=not stays and not used, taken=taken)
+            keeps = not stays and seat.weight not in homes
+            plans[key] = _weight_plan(*key, keeps=keeps, taken=taken)
+            homes.add(seat.weight)
         of[anchor] = plans[key]
     return gather(_quantized(graph, plan) for plan in plans.values()).map(
         lambda made: _table(graph, tuple(plans.values()), made, of)
@@ -368,8 +370,8 @@ class _Writer:
     order: list[NodeId] = field(default_factory=list)
     reads: dict[NodeId, NodeId] = field(default_factory=dict)
     """What stands for a value that integer kernels make: its dequantize."""
-    parts: dict[tuple[NodeId, Params], NodeId] = field(default_factory=dict)
-    """The dequantize of a value under params that are not its own."""
+    parts: dict[NodeId, dict[Params, NodeId]] = field(default_factory=dict)
+    """The dequantizes of a value under params that are not its own."""
 
     def graph(self) -> Graph:
         """The whole program."""
@@ -436,8 +438,9 @@ class _Writer:
         def read(at: ArgPath, ref: Ref) -> Arg:
             if isinstance(ref, WeightRef):
                 return NodeRef(held) if held is not None and at == (1,) else ref
-            params = made.wanted.get((node.id, at))
-            part = self.parts.get((ref.id, params)) if params is not None else None
+            parts = self.parts.get(ref.id)
+            params = made.wanted.get((node.id, at)) if parts else None
+            part = parts.get(params) if parts and params is not None else None
             return NodeRef(part or self.reads.get(ref.id, ref.id))
 
         return node.with_args(tuple(_map_at(arg, (i,), read) for i, arg in enumerate(node.args)))
@@ -453,7 +456,8 @@ class _Writer:
             again = given is not None
             role = "requantize" if again else "quantize"
             value = self.reads.get(node.id, node.id)
-            self.parts[node.id, params] = self._pair(node, value, params, role, kind.dtype)
+            made_of = self.parts.setdefault(node.id, {})
+            made_of[params] = self._pair(node, value, params, role, kind.dtype)
 
     def _pair(self, node: Node, value: NodeId, params: Params, role: str, dtype: DType) -> NodeId:
         qparams = self.decided.qparams[params]
