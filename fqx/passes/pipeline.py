@@ -17,6 +17,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.names import RuleName, Stage
 from fqx.ir.text import show_arg
 from fqx.ir.trail import Evidence, Halt, Step, Trail
+from fqx.kit.collector import uncollected
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, fold
 from fqx.ops.spec import check
@@ -107,11 +108,18 @@ def conclude(
     return rewritten(graph, listed).map(lambda made: Rewrite(made.graph, made.diff, evidence))
 
 
+def _rewritten(item: Pass, graph: Graph) -> Result[Rewrite, Fault]:
+    if not item.portable:
+        return item.rewrite(graph)
+    with uncollected():
+        return item.rewrite(graph)
+
+
 def _advance(item: Pass, trail: Trail) -> Result[Trail, Halt]:
     graph = trail.graph
     return (
         _accepts(item, graph)
-        .bind(lambda _: item.rewrite(graph))
+        .bind(lambda _: _rewritten(item, graph))
         .bind(lambda made: _keeps_contract(item, graph, made))
         .map(
             lambda made: trail.plus(
