@@ -52,8 +52,9 @@ class Observers:
         """The observer of a value that serves the spec best: one that collects the same,
         else the first that knows the range of the whole."""
         listed = self.of.get(value, ())
-        wanted = collected(replace(spec, axis=None))
-        same = [o for o in listed if collected(replace(o.spec, axis=None)) == wanted]
+        if len(listed) == 1:
+            return listed[0]
+        same = [o for o in listed if _of_the_whole(o.spec) == _of_the_whole(spec)]
         whole = [o for o in listed if o.spec.kind != "channel_minmax"]
         return next(iter((*same, *whole, *listed)), None)
 
@@ -104,6 +105,12 @@ def _join(spec: ObserverSpec, one: State, two: State) -> Result[State, Fault]:
 
 def _whole(state: State) -> State:
     return replace(state, channel_low=None, channel_high=None)
+
+
+def _of_the_whole(spec: ObserverSpec) -> tuple[object, ...]:
+    """What decides the statistics an observer keeps of the tensor as a whole."""
+    kind, _, bins, rate = collected(spec)
+    return kind, bins, rate
 
 
 def _by_value(listed: tuple[Observer, ...]) -> Observers:

@@ -125,6 +125,8 @@ def narrowed(spec: QSpec, limits: IntRange) -> QSpec | None:
     """The spec within the target's integers; None if they are of another type."""
     if spec.dtype != limits.dtype:
         return None
+    if limits.qmin <= spec.qmin and spec.qmax <= limits.qmax:
+        return spec
     low, high = max(spec.qmin, limits.qmin), min(spec.qmax, limits.qmax)
     return replace(spec, qmin=low, qmax=high) if low < high else None
 
@@ -368,6 +370,8 @@ class _Desk:
         self.scene = scene
         self.seats = seats
         self.maker = {seat.unit.last: seat for seat in seats if seat.form is Form.INT8}
+        # by the identity of schemes: there are few, and seats keep them alive
+        self.specs: dict[int, QSpec] = {}
         self.asked: dict[NodeId, Seat] = {}
         for seat in seats:
             for edge in seat.edges:
@@ -379,9 +383,12 @@ class _Desk:
 
     def spec(self, seat: Seat) -> QSpec:
         """The activation spec of a seat's scheme within the target's integers."""
-        spec = narrowed(seat.scheme.activation, self.scene.target.activation)
-        assert spec is not None
-        return replace(spec, observer=_whole(spec.observer))
+        known = self.specs.get(id(seat.scheme))
+        if known is None:
+            spec = narrowed(seat.scheme.activation, self.scene.target.activation)
+            assert spec is not None
+            known = self.specs[id(seat.scheme)] = replace(spec, observer=_whole(spec.observer))
+        return known
 
     def request(self, name: NodeId) -> Params:
         """The params a source asks for: the maker's, else those of its first reader."""
