@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -358,10 +359,12 @@ def _decode_trail(content: Content, pool: _Pool) -> Result[Trail, Fault]:
     return done
 
 
-_DECODERS: Mapping[str, Callable[[Content, _Pool], Result[Trail, Fault]]] = {
-    "model": _decode_model,
-    "trail": _decode_trail,
-}
+_DECODERS: Mapping[str, Callable[[Content, _Pool], Result[Trail, Fault]]] = MappingProxyType(
+    {
+        "model": _decode_model,
+        "trail": _decode_trail,
+    }
+)
 
 
 def _decode_step(code: Json, pool: _Pool, trail: Trail) -> Result[Trail, Fault]:

@@ -32,7 +32,7 @@ Bind: TypeAlias = Callable[[Attrs], Run]
 
 _ONEDNN = torch.ops.onednn
 _QUANTIZED = torch.ops.quantized
-_OUTPUTS = {"uint8": torch.uint8, "int8": torch.int8, "float32": torch.float32}
+_OUTPUTS = MappingProxyType({"uint8": torch.uint8, "int8": torch.int8, "float32": torch.float32})
 _LARGEST = 3.4028234663852886e38
 _MAGIC = 12582912.0
 """1.5 · 2^23: added to a float32 of small magnitude it leaves the integer in the low bits."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,19 +135,21 @@ def _linear_cases(_: int) -> Iterator[_Case]:
     yield _Case("three axes", (2, 3, 40), (8, 40), {})
 
 
-_CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = {
-    **{OpName(f"onednn.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
-    **{OpName(f"native.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
-    **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2)},
-    OpName("onednn.conv2d_add"): (_conv_cases, 2),
-    OpName("onednn.linear"): (_linear_cases, 0),
-    OpName("onednn.linear_add"): (_linear_cases, 0),
-    OpName("native.linear"): (_linear_cases, 0),
-    OpName("onednn.add"): (_linear_cases, 0),
-    OpName("onednn.mul"): (_linear_cases, 0),
-    OpName("native.add"): (_linear_cases, 0),
-    OpName("native.mul"): (_linear_cases, 0),
-}
+_CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = MappingProxyType(
+    {
+        **{OpName(f"onednn.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
+        **{OpName(f"native.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
+        **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2)},
+        OpName("onednn.conv2d_add"): (_conv_cases, 2),
+        OpName("onednn.linear"): (_linear_cases, 0),
+        OpName("onednn.linear_add"): (_linear_cases, 0),
+        OpName("native.linear"): (_linear_cases, 0),
+        OpName("onednn.add"): (_linear_cases, 0),
+        OpName("onednn.mul"): (_linear_cases, 0),
+        OpName("native.add"): (_linear_cases, 0),
+        OpName("native.mul"): (_linear_cases, 0),
+    }
+)
 
 
 def _trials(target: Target, op: OpName) -> Iterator[Trial]:

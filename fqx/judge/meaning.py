@@ -19,12 +19,14 @@ from fqx.ir.names import OpName
 
 Meaning: TypeAlias = Callable[..., object]
 
-_LAYOUTS: Final = {
-    "contiguous": torch.contiguous_format,
-    "channels_last": torch.channels_last,
-    "channels_last_3d": torch.channels_last_3d,
-    "preserve": torch.preserve_format,
-}
+_LAYOUTS: Final = MappingProxyType(
+    {
+        "contiguous": torch.contiguous_format,
+        "channels_last": torch.channels_last,
+        "channels_last_3d": torch.channels_last_3d,
+        "preserve": torch.preserve_format,
+    }
+)
 
 
 def memory_format(name: object) -> object:
@@ -125,7 +127,7 @@ def _column(value: object, x: Tensor, axis: int | None, dtype: torch.dtype) -> T
 
 
 # fmt: off
-_ROWS: Final[Mapping[str, Meaning]] = {
+_ROWS: Final[Mapping[str, Meaning]] = MappingProxyType({
     # weighted
     "conv1d": lambda x, w, b, stride, padding, dilation, groups: F.conv1d(x, w, b, stride, padding, dilation, groups),
     "conv2d": lambda x, w, b, stride, padding, dilation, groups: F.conv2d(x, w, b, stride, padding, dilation, groups),
@@ -311,7 +313,7 @@ _ROWS: Final[Mapping[str, Meaning]] = {
     "observe": lambda x, *_states, **_observer: x,
     "quantize": _quantize,
     "dequantize": _dequantize,
-}
+})
 # fmt: on
 
 MEANINGS: Final[Mapping[OpName, Meaning]] = MappingProxyType(

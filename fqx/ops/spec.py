@@ -12,8 +12,9 @@ they are used, nodes fit their rows, operands fit each other, and the stage's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from fqx.ir.arg import Arg, NodeRef, WeightRef, refs_in
@@ -39,14 +40,16 @@ class _Spec:
     kernels: bool = False
 
 
-_SPECS: Final = {
-    Stage.FLOAT: _Spec(),
-    Stage.FUSED: _Spec(),
-    Stage.OBSERVED: _Spec(observers=True),
-    Stage.CALIBRATED: _Spec(observers=True, states=True),
-    Stage.QUANTIZED: _Spec(quantizers=True),
-    Stage.LOWERED: _Spec(quantizers=True, kernels=True),
-}
+_SPECS: Final = MappingProxyType(
+    {
+        Stage.FLOAT: _Spec(),
+        Stage.FUSED: _Spec(),
+        Stage.OBSERVED: _Spec(observers=True),
+        Stage.CALIBRATED: _Spec(observers=True, states=True),
+        Stage.QUANTIZED: _Spec(quantizers=True),
+        Stage.LOWERED: _Spec(quantizers=True, kernels=True),
+    }
+)
 
 _CONTAINERS: Final = frozenset(name for name, row in OPS.items() if Trait.CONTAINER in row.traits)
 
@@ -217,8 +220,10 @@ def _fit_dequantize(node: Node, lookup: Lookup) -> str:
     return "" if x is None or not x.dtype.is_float else f"dequantize takes {x.dtype.value}"
 
 
-_FITS: Final[dict[str, Callable[[Node, Lookup], str]]] = {
-    **{name: _fit_weight for name, row in OPS.items() if Trait.WEIGHTED in row.traits},
-    "quantize": _fit_quantize,
-    "dequantize": _fit_dequantize,
-}
+_FITS: Final[Mapping[str, Callable[[Node, Lookup], str]]] = MappingProxyType(
+    {
+        **{name: _fit_weight for name, row in OPS.items() if Trait.WEIGHTED in row.traits},
+        "quantize": _fit_quantize,
+        "dequantize": _fit_dequantize,
+    }
+)

@@ -6,6 +6,7 @@ One function per family. `None` means the call stays foreign, always the safe an
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Final
 
 from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
@@ -26,18 +27,20 @@ from fqx.ops.catalogue import OPS
 END: Final = 2**63 - 1
 """What torch writes for the end of a slice without one."""
 
-_ALIASES: Final = {
-    "x": ("self", "input", "a", "indices"),
-    "y": ("other", "mat2", "exponent", "b"),
-    "xs": ("tensors",),
-    "low": ("min",),
-    "high": ("max",),
-    "source": ("src", "value"),
-    "training": ("train",),
-    "mean": ("running_mean",),
-    "var": ("running_var",),
-    "stop": ("end",),
-}
+_ALIASES: Final = MappingProxyType(
+    {
+        "x": ("self", "input", "a", "indices"),
+        "y": ("other", "mat2", "exponent", "b"),
+        "xs": ("tensors",),
+        "low": ("min",),
+        "high": ("max",),
+        "source": ("src", "value"),
+        "training": ("train",),
+        "mean": ("running_mean",),
+        "var": ("running_var",),
+        "stop": ("end",),
+    }
+)
 """What aten calls an operand or attribute, where it is not our own name."""
 
 

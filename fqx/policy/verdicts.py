@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import TypeAlias, assert_never
 
 from fqx.ir.arg import DType, Json, decode_arg, encode_arg
@@ -46,14 +48,16 @@ class Reason(Enum):
     INTEGERS = "it works on integers of the model itself"
 
 
-VERDICTS: dict[Reason, Verdict] = {
-    Reason.KERNEL: Verdict.INT8,
-    Reason.ABSORBED: Verdict.INT8,
-    Reason.MOVES_INTEGERS: Verdict.INT8,
-    Reason.SMOOTHED: Verdict.INT8,
-    Reason.NO_ARITHMETIC: Verdict.OUTSIDE,
-    Reason.INTEGERS: Verdict.OUTSIDE,
-}
+VERDICTS: Mapping[Reason, Verdict] = MappingProxyType(
+    {
+        Reason.KERNEL: Verdict.INT8,
+        Reason.ABSORBED: Verdict.INT8,
+        Reason.MOVES_INTEGERS: Verdict.INT8,
+        Reason.SMOOTHED: Verdict.INT8,
+        Reason.NO_ARITHMETIC: Verdict.OUTSIDE,
+        Reason.INTEGERS: Verdict.OUTSIDE,
+    }
+)
 """The verdict a reason belongs to; FLOAT for those not listed."""
 
 

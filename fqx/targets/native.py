@@ -6,7 +6,9 @@ which two threads cannot do, so additions are units of their own here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName
@@ -63,14 +65,16 @@ def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
     )
 
 
-_MORE: dict[str, tuple[UnitKind, ...]] = {
-    # torch 2.13: onednn's transposed convolutions (x86 takes those too) are wrong for groups and
-    # unequal channels, fbgemm's of two dimensions where stride and window are equal
-    "x86": (),
-    "onednn": (),
-    "fbgemm": _transposed((1,)),
-    "qnnpack": _transposed((1, 2)),
-}
+_MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
+    {
+        # torch 2.13: onednn's transposed convolutions (x86 takes those too) are wrong for groups
+        # and unequal channels, fbgemm's of two dimensions where stride and window are equal
+        "x86": (),
+        "onednn": (),
+        "fbgemm": _transposed((1,)),
+        "qnnpack": _transposed((1, 2)),
+    }
+)
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),

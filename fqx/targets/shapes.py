@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from fqx.ir.names import OpName
 from fqx.ops.catalogue import OPS
 from fqx.policy.target import Kernel
@@ -45,11 +47,13 @@ ZERO_AWARE: tuple[str, ...] = ("relu", "clamp", "pad", "max_pool1d", "max_pool2d
 JOINING: tuple[str, ...] = ("cat", "stack")
 """Operators whose first operand is a tuple of activations."""
 
-_NEEDS = {
-    "clamp": frozenset({Need.NUMBER_BOUNDS}),
-    "pad": frozenset({Need.PLAIN_PAD}),
-    "interpolate": frozenset({Need.NEAREST}),
-}
+_NEEDS = MappingProxyType(
+    {
+        "clamp": frozenset({Need.NUMBER_BOUNDS}),
+        "pad": frozenset({Need.PLAIN_PAD}),
+        "interpolate": frozenset({Need.NEAREST}),
+    }
+)
 
 
 def shape_kinds(form: str) -> tuple[UnitKind, ...]:

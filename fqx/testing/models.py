@@ -9,8 +9,9 @@ values of the model's own making are written, never an input.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -37,22 +38,24 @@ class Instruction:
 Unary: TypeAlias = Callable[[Tensor], Tensor]
 Binary: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-UNARY: dict[str, tuple[Unary, ...]] = {
-    "relu": (torch.relu, functional.relu, lambda x: x.relu(), lambda x: torch.clamp(x, min=0)),
-    "relu6": (
-        functional.relu6,
-        lambda x: x.clamp(0, 6),
-        lambda x: functional.hardtanh(x, 0.0, 6.0),
-    ),
-    "sigmoid": (torch.sigmoid, functional.sigmoid, lambda x: x.sigmoid()),
-    "hardswish": (functional.hardswish,),
-    "silu": (functional.silu,),
-    "gelu": (functional.gelu, lambda x: functional.gelu(x, approximate="none")),
-    "double": (lambda x: x * 2, lambda x: 2 * x, lambda x: torch.mul(x, 2), lambda x: x.mul(2)),
-    "one_minus": (lambda x: 1 - x, lambda x: torch.rsub(x, 1)),
-    "third": (lambda x: x / 3, lambda x: torch.div(x, 3), lambda x: x.div(3)),
-    "neg": (operator.neg, torch.neg, lambda x: -x),
-}
+UNARY: Mapping[str, tuple[Unary, ...]] = MappingProxyType(
+    {
+        "relu": (torch.relu, functional.relu, lambda x: x.relu(), lambda x: torch.clamp(x, min=0)),
+        "relu6": (
+            functional.relu6,
+            lambda x: x.clamp(0, 6),
+            lambda x: functional.hardtanh(x, 0.0, 6.0),
+        ),
+        "sigmoid": (torch.sigmoid, functional.sigmoid, lambda x: x.sigmoid()),
+        "hardswish": (functional.hardswish,),
+        "silu": (functional.silu,),
+        "gelu": (functional.gelu, lambda x: functional.gelu(x, approximate="none")),
+        "double": (lambda x: x * 2, lambda x: 2 * x, lambda x: torch.mul(x, 2), lambda x: x.mul(2)),
+        "one_minus": (lambda x: 1 - x, lambda x: torch.rsub(x, 1)),
+        "third": (lambda x: x / 3, lambda x: torch.div(x, 3), lambda x: x.div(3)),
+        "neg": (operator.neg, torch.neg, lambda x: -x),
+    }
+)
 """Operations of one value; all spellings of a row mean the same."""
 
 
@@ -61,27 +64,33 @@ def _doubled(x: Tensor) -> Tensor:
     return x
 
 
-UNARY_IN_PLACE: dict[str, tuple[Unary, ...]] = {
-    "relu": (torch.relu_, lambda x: functional.relu(x, inplace=True), lambda x: x.relu_()),
-    "double": (lambda x: x.mul_(2), _doubled),
-    "third": (lambda x: x.div_(3),),
-}
+UNARY_IN_PLACE: Mapping[str, tuple[Unary, ...]] = MappingProxyType(
+    {
+        "relu": (torch.relu_, lambda x: functional.relu(x, inplace=True), lambda x: x.relu_()),
+        "double": (lambda x: x.mul_(2), _doubled),
+        "third": (lambda x: x.div_(3),),
+    }
+)
 
-BINARY: dict[str, tuple[Binary, ...]] = {
-    "add": (operator.add, torch.add, lambda x, y: x.add(y), lambda x, y: x + y),
-    "sub": (operator.sub, torch.sub, lambda x, y: x.sub(y)),
-    "mul": (operator.mul, torch.mul, torch.multiply, lambda x, y: x.mul(y)),
-    "join": (
-        lambda x, y: torch.cat((x, y), 1)[:, 1 : CHANNELS + 1],
-        lambda x, y: torch.concat([x, y], dim=1)[:, 1 : CHANNELS + 1],
-        lambda x, y: torch.cat((x, y), dim=-3).narrow(1, 1, CHANNELS),
-    ),
-}
+BINARY: Mapping[str, tuple[Binary, ...]] = MappingProxyType(
+    {
+        "add": (operator.add, torch.add, lambda x, y: x.add(y), lambda x, y: x + y),
+        "sub": (operator.sub, torch.sub, lambda x, y: x.sub(y)),
+        "mul": (operator.mul, torch.mul, torch.multiply, lambda x, y: x.mul(y)),
+        "join": (
+            lambda x, y: torch.cat((x, y), 1)[:, 1 : CHANNELS + 1],
+            lambda x, y: torch.concat([x, y], dim=1)[:, 1 : CHANNELS + 1],
+            lambda x, y: torch.cat((x, y), dim=-3).narrow(1, 1, CHANNELS),
+        ),
+    }
+)
 
-BINARY_IN_PLACE: dict[str, tuple[Binary, ...]] = {
-    "add": (operator.iadd, lambda x, y: x.add_(y)),
-    "mul": (operator.imul, lambda x, y: x.mul_(y)),
-}
+BINARY_IN_PLACE: Mapping[str, tuple[Binary, ...]] = MappingProxyType(
+    {
+        "add": (operator.iadd, lambda x, y: x.add_(y)),
+        "mul": (operator.imul, lambda x, y: x.mul_(y)),
+    }
+)
 
 
 def _halves(x: Tensor) -> Tensor:
@@ -98,14 +107,18 @@ def _squeezed(x: Tensor) -> Tensor:
     return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
-MOVES: dict[str, tuple[Unary, ...]] = {
-    "halves": (_halves,),
-    "shuffled": (lambda x: _shuffled(x.contiguous()),),
-    "squeezed": (_squeezed,),
-    "turned": (lambda x: x.transpose(2, 3), lambda x: x.permute(0, 1, 3, 2), lambda x: x.mT),
-    "pooled": (lambda x: functional.interpolate(functional.max_pool2d(x, 2), scale_factor=2.0),),
-    "flat": (lambda x: x.flatten(1).view(-1, CHANNELS, SIDE, SIDE).clone(),),
-}
+MOVES: Mapping[str, tuple[Unary, ...]] = MappingProxyType(
+    {
+        "halves": (_halves,),
+        "shuffled": (lambda x: _shuffled(x.contiguous()),),
+        "squeezed": (_squeezed,),
+        "turned": (lambda x: x.transpose(2, 3), lambda x: x.permute(0, 1, 3, 2), lambda x: x.mT),
+        "pooled": (
+            lambda x: functional.interpolate(functional.max_pool2d(x, 2), scale_factor=2.0),
+        ),
+        "flat": (lambda x: x.flatten(1).view(-1, CHANNELS, SIDE, SIDE).clone(),),
+    }
+)
 
 
 def _first_channel(x: Tensor) -> Tensor:
@@ -134,13 +147,15 @@ def _late_alias(x: Tensor) -> Tensor:
     return torch.cat((alias, x[:, 2:]), 1)
 
 
-WRITES: dict[str, tuple[Unary, ...]] = {
-    "first_channel": (_first_channel,),
-    "slice": (_slice,),
-    "flat_view": (_flat_view,),
-    "turned_view": (_turned_view,),
-    "late_alias": (_late_alias,),
-}
+WRITES: Mapping[str, tuple[Unary, ...]] = MappingProxyType(
+    {
+        "first_channel": (_first_channel,),
+        "slice": (_slice,),
+        "flat_view": (_flat_view,),
+        "turned_view": (_turned_view,),
+        "late_alias": (_late_alias,),
+    }
+)
 """Writes through views; each changes the value it is given, which stays in the pool."""
 
 
@@ -161,21 +176,25 @@ class _Block(nn.Module):
         return self.act(y)  # type: ignore[no-any-return]  # modules are untyped callables
 
 
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    "conv": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
-    "depthwise": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False),
-    "reflect": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode="reflect"),
-    "linear": lambda: nn.Linear(SIDE, SIDE),
-    "bn": lambda: nn.BatchNorm2d(CHANNELS),
-    "norm": lambda: nn.LayerNorm(SIDE),
-    "group": lambda: nn.GroupNorm(2, CHANNELS),
-    "prelu": lambda: nn.PReLU(CHANNELS),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(),
-    "dropout": lambda: nn.Dropout(0.3),
-    "block": _Block,
-    "nested": lambda: nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU(), _Block()),
-}
+MODULES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {
+        "conv": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+        "depthwise": lambda: nn.Conv2d(
+            CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False
+        ),
+        "reflect": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode="reflect"),
+        "linear": lambda: nn.Linear(SIDE, SIDE),
+        "bn": lambda: nn.BatchNorm2d(CHANNELS),
+        "norm": lambda: nn.LayerNorm(SIDE),
+        "group": lambda: nn.GroupNorm(2, CHANNELS),
+        "prelu": lambda: nn.PReLU(CHANNELS),
+        "relu": lambda: nn.ReLU(inplace=True),
+        "relu6": lambda: nn.ReLU6(),
+        "dropout": lambda: nn.Dropout(0.3),
+        "block": _Block,
+        "nested": lambda: nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU(), _Block()),
+    }
+)
 
 
 class Drawn(nn.Module):
@@ -308,7 +327,7 @@ def _instructions(draw: st.DrawFn, pool: int, own: tuple[int, ...], writes: bool
 def _spelled(
     draw: st.DrawFn,
     kind: str,
-    table: dict[str, tuple[Unary, ...]] | dict[str, tuple[Binary, ...]],
+    table: Mapping[str, tuple[Unary, ...]] | Mapping[str, tuple[Binary, ...]],
     operands: tuple[int, ...],
 ) -> Instruction:
     name = draw(st.sampled_from(sorted(table)))
@@ -327,7 +346,7 @@ def respelled(draw: st.DrawFn, sample: ModelSample) -> ModelSample:
 
 def _spellings(item: Instruction) -> int:
     kind, _, name = item.what.partition(":")
-    tables: dict[str, dict[str, tuple[Unary, ...]] | dict[str, tuple[Binary, ...]]] = {
+    tables: dict[str, Mapping[str, tuple[Unary, ...]] | Mapping[str, tuple[Binary, ...]]] = {
         "unary": UNARY,
         "unary_": UNARY_IN_PLACE,
         "binary": BINARY,
