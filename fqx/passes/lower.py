@@ -150,6 +150,7 @@ class _Shop:
     units: list[Lowered] = field(default_factory=list)
     misses: dict[NodeId, str] = field(default_factory=dict)
     twins: dict[NodeId, NodeId] = field(default_factory=dict)
+    heirs: set[NodeId] = field(default_factory=set)
     moved: dict[tuple[NodeId, tuple[float, int, DType, int, int]], NodeId | NoUnit] = field(
         default_factory=dict
     )
@@ -463,7 +464,8 @@ class _Shop:
         assert kernel is not None
         origin = replace(node.origin, parents=(node.id,))
         self.extra.setdefault(node.id, []).append(Node(made, kernel, args, attrs, origin))
-        if node.id not in self.twins.values():
+        if node.id not in self.heirs:
+            self.heirs.add(node.id)
             self.twins[made] = node.id
         if kernel != node.op:
             form = Form.INT8
