@@ -23,7 +23,9 @@ from fqx.ir.signature import Tree
 from fqx.ir.trail import Halt, Trail
 from fqx.ir.tree import build
 from fqx.ir.weight import Leaf, Role, Weight
+from fqx.kit.collector import uncollected
 from fqx.kit.result import Failure, Result, Success, attempt, gather
+from fqx.num.lent import unchanged
 from fqx.num.tensors import tensor_of
 from fqx.passes.calls import TorchCall, as_torch, torch_call
 
@@ -39,9 +41,14 @@ def materialize(
     takes what the signature says, names what does not fit before any kernel runs, and gives the
     containers and memory formats of the captured model. Observers are left out. `leaves` are the
     modules kept whole, by path, where the graph does not hold them. Faults: MISSING_PAYLOAD,
-    MISSING_LEAF, NO_IMPLEMENTATION.
+    MISSING_LEAF, NO_IMPLEMENTATION, STORAGE_CHANGED.
     """
-    return _parts(graph, leaves or {}).alt(lambda fault: Halt(fault, Trail(graph)))
+    with uncollected():
+        return (
+        unchanged((graph,))
+        .bind(lambda _: _parts(graph, leaves or {}))
+        .alt(lambda fault: Halt(fault, Trail(graph)))
+    )
 
 
 def _parts(graph: Graph, leaves: Mapping[str, nn.Module]) -> Result[fx.GraphModule, Fault]:

@@ -55,6 +55,8 @@ def _dim(terms: dict[tuple[str, ...], int]) -> int | Poly:
 
 def add_dims(one: Dim, two: Dim) -> Dim:
     """The sum; unknown if either is."""
+    if isinstance(one, int) and isinstance(two, int):
+        return one + two
     if one is None or two is None:
         return None
     terms = _terms(one)
@@ -65,6 +67,8 @@ def add_dims(one: Dim, two: Dim) -> Dim:
 
 def mul_dims(one: Dim, two: Dim) -> Dim:
     """The product; zero if either is zero, unknown if either is unknown."""
+    if isinstance(one, int) and isinstance(two, int):
+        return one * two
     if one == 0 or two == 0:
         return 0
     if one is None or two is None:

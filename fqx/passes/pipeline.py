@@ -20,6 +20,7 @@ from fqx.ir.trail import Evidence, Halt, Step, Trail
 from fqx.kit.collector import uncollected
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, fold
+from fqx.num.lent import unchanged
 from fqx.ops.spec import check
 
 NO_OPTIONS: FrozenMap[Arg] = FrozenMap()
@@ -82,10 +83,13 @@ class Pipeline:
 
         A failure carries the trail up to it. Faults: WRONG_STAGE if a pass does not take the
         graph it is given, BROKEN_CONTRACT if it gives a graph that breaks the spec of its stage,
-        and whatever the passes themselves report.
+        STORAGE_CHANGED if the caller's tensors were shared and have changed, and whatever the
+        passes themselves report.
         """
         trail = Trail(start) if isinstance(start, Graph) else start
-        reached: Result[Trail, Halt] = Success(trail)
+        reached: Result[Trail, Halt] = (
+            unchanged((trail.graph,)).map(lambda _: trail).alt(lambda fault: Halt(fault, trail))
+        )
         for item in self.passes:
             reached = reached.bind(partial(_advance, item))
         return reached
@@ -108,18 +112,18 @@ def conclude(
     return rewritten(graph, listed).map(lambda made: Rewrite(made.graph, made.diff, evidence))
 
 
-def _rewritten(item: Pass, graph: Graph) -> Result[Rewrite, Fault]:
-    if not item.portable:
-        return item.rewrite(graph)
-    with uncollected():
-        return item.rewrite(graph)
-
-
 def _advance(item: Pass, trail: Trail) -> Result[Trail, Halt]:
+    if not item.portable:
+        return _advanced(item, trail)
+    with uncollected():
+        return _advanced(item, trail)
+
+
+def _advanced(item: Pass, trail: Trail) -> Result[Trail, Halt]:
     graph = trail.graph
     return (
         _accepts(item, graph)
-        .bind(lambda _: _rewritten(item, graph))
+        .bind(lambda _: item.rewrite(graph))
         .bind(lambda made: _keeps_contract(item, graph, made))
         .map(
             lambda made: trail.plus(
