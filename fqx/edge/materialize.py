@@ -45,10 +45,10 @@ def materialize(
     """
     with uncollected():
         return (
-        unchanged((graph,))
-        .bind(lambda _: _parts(graph, leaves or {}))
-        .alt(lambda fault: Halt(fault, Trail(graph)))
-    )
+            unchanged((graph,))
+            .bind(lambda _: _parts(graph, leaves or {}))
+            .alt(lambda fault: Halt(fault, Trail(graph)))
+        )
 
 
 def _parts(graph: Graph, leaves: Mapping[str, nn.Module]) -> Result[fx.GraphModule, Fault]:
