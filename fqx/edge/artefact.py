@@ -35,6 +35,7 @@ from fqx.ir.trail import Halt, Step, Trail
 from fqx.ir.weight import Role, Weight
 from fqx.kit.frozen import FrozenMap, row
 from fqx.kit.result import Failure, Result, Success, attempt, gather
+from fqx.num.lent import unchanged
 from fqx.num.tensors import fingerprint_of, memory_format, tensor_of
 from fqx.ops.catalogue import OPS
 from fqx.ops.spec import check
@@ -69,7 +70,7 @@ def save_model(path: FilePath, trail: Trail) -> Result[Digest, Halt]:
     """Write the last graph of a trail with its plan; gives the digest that `load` can pin.
 
     The file at `path` is replaced as a whole or stays as it was. Faults: UNWRITABLE_FILE,
-    MISSING_PAYLOAD (a detached trail), INTERRUPTED.
+    MISSING_PAYLOAD (a detached trail), STORAGE_CHANGED, INTERRUPTED.
     """
     graph = trail.graph
     body: dict[str, Json] = {
@@ -170,7 +171,8 @@ def _save(
         "absent": [*sorted(absent)],
     }
     return (
-        _tensors(weights)
+        unchanged(trail.graphs())
+        .bind(lambda _: _tensors(weights))
         .bind(lambda tensors: write_file(path, Content(kind, whole, tensors)))
         .map(lambda _: graph.digest)
         .alt(lambda fault: Halt(fault, trail))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from fqx.ir.arg import canonical
 from fqx.ir.fault import Fault, FaultKind
-from fqx.ir.names import Digest, Path
+from fqx.ir.names import Path
 from fqx.ir.weight import Leaf, Role, Weight
 from fqx.kit.result import Failure, Result, Success, attempt
-from fqx.num.tensors import dtype_of, fingerprint_of, weight_of
+from fqx.num.lent import state_fingerprint
+from fqx.num.tensors import dtype_of, weight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +111,21 @@ def weights_of(model: nn.Module, *, share: bool) -> dict[Path, Weight]:
             continue
         seen.add(id(tensor))
         role = Role.PARAMETER if id(tensor) in parameters else Role.BUFFER
-        found[Path(path)] = weight_of(
+        made = weight_of(
             tensor,
             role,
             persistent=path in persistent,
             requires_grad=tensor.requires_grad,
             share=share,
         )
+        found[Path(path)] = replace(made, shared=share)
     return found
-
-
-def leaf_fingerprint(module: nn.Module) -> Digest:
-    """SHA-256 over the class name and the state of a module kept whole."""
-    state = {path: fingerprint_of(tensor) for path, tensor in _tensors(module)}
-    code = canonical({"class": type(module).__qualname__, "state": dict(state)})
-    return Digest(hashlib.sha256(code.encode()).hexdigest())
 
 
 def leaf_of(module: nn.Module, reason: str, *, share: bool) -> Leaf:
     """The handle of a module kept whole; its payload is a copy, or the module itself."""
     held = module if share else copy.deepcopy(module)
-    return Leaf(_shown_class(module), leaf_fingerprint(module), reason, held)
+    return Leaf(_shown_class(module), state_fingerprint(module), reason, held, share)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -28,6 +28,7 @@ from fqx.ir.trail import Halt, Step, Trail
 from fqx.ir.tree import build
 from fqx.ir.weight import Role, Weight
 from fqx.kit.result import Failure, Result, Success
+from fqx.num.lent import unchanged
 from fqx.num.tensors import fingerprint_of, memory_format, torch_dtype
 from fqx.passes.calibrate import calibrate
 from fqx.passes.pipeline import Pass
@@ -98,13 +99,15 @@ def verify(
     `state_dict` gives the float weights (a detached trail needs it; an attached one is checked
     against it), `model` is captured again and its digest compared, `calibration` is measured again
     and compared (`inputs` as in calibrate). Faults: DIGEST_DIFFERS naming the weight or the step,
-    MISSING_PAYLOAD, BAD_ARGUMENT for a trail without steps, and those of capture and calibrate.
+    MISSING_PAYLOAD, BAD_ARGUMENT for a trail without steps, STORAGE_CHANGED for weights shared with
+    the caller, and those of capture and calibrate.
     """
     if not any(step.name for step in trail.steps) or all(not len(s.diff) for s in trail.steps):
         return Failure(Halt(_nothing_to_replay(), trail))
     given = state_dict if state_dict is not None else _state_of(model)
     return (
-        restored(trail.base, given)
+        unchanged(trail.graphs())
+        .bind(lambda _: restored(trail.base, given))
         .alt(lambda fault: Halt(fault, trail))
         .bind(lambda base: _replayed(base, trail))
         .bind(lambda proof: _recaptured(proof, model))

@@ -31,7 +31,8 @@ class Weight:
     """A tensor by dtype, shape, layout, role and SHA-256 of its content.
 
     `payload` is the tensor itself, opaque here; it may be absent (a detached artefact) and takes no
-    part in equality. `fqx.num.tensors` makes weights of tensors and reads them.
+    part in equality. Nor does `shared`: that the payload is the caller's own tensor, lent and not
+    copied, whose values may change. `fqx.num.tensors` makes weights of tensors and reads them.
     """
 
     dtype: DType
@@ -42,9 +43,10 @@ class Weight:
     persistent: bool = True
     requires_grad: bool = False
     payload: object = field(default=None, compare=False, repr=False)
+    shared: bool = field(default=False, compare=False, repr=False)
 
     def to_json(self) -> Json:
-        """Everything but the payload."""
+        """Everything but the payload and whose it is."""
         return {
             "dtype": self.dtype.value,
             "shape": list(self.shape),
@@ -63,13 +65,17 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A module kept whole: the graph holds its class and state fingerprint, never its code."""
+    """A module kept whole: the graph holds its class and state fingerprint, never its code.
+
+    `shared` as in `Weight`: the payload is the caller's own module.
+    """
 
     type: str
     fingerprint: Digest
     reason: str
     payload: object = field(default=None, compare=False, repr=False)
+    shared: bool = field(default=False, compare=False, repr=False)
 
     def to_json(self) -> Json:
-        """Everything but the payload."""
+        """Everything but the payload and whose it is."""
         return {"type": self.type, "fingerprint": self.fingerprint, "reason": self.reason}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from fqx.ir.arg import Arg, NodeRef, WeightRef
 from fqx.ir.fault import Fault
 from fqx.ir.names import Path, RuleName
@@ -152,7 +154,8 @@ def _linear_of_transposed(found: Match) -> Made:
             found,
             path,
             weight_of(
-                tensor.t().contiguous(),
+                # a copy even where one row or column makes the transposed tensor contiguous
+                tensor.t().clone(memory_format=torch.contiguous_format),
                 weight.role,
                 persistent=weight.persistent,
                 requires_grad=weight.requires_grad,
