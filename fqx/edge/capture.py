@@ -101,7 +101,8 @@ def capture(
     the latter. Only their shapes, dtypes and containers matter. Axis 0 of every tensor as long as
     the first one's is the batch and stays free; `dynamic` names more free axes, or none, per input:
     `{"x": {2: "height"}, "table": {}}`. Modules at the paths `leaves` are kept whole and float.
-    Weights are copied once, or held as they are with `share=True`. `eval=True` captures as if
+    Weights are copied once; with `share=True` they are held as they are, and every later call that
+    reads them first compares their fingerprints (STORAGE_CHANGED). `eval=True` captures as if
     `model.eval()` had been called.
 
     Faults, each with module, line and remedy: UNCAPTURABLE, CONTROL_FLOW, BATCH_IS_FIXED,
@@ -141,6 +142,15 @@ def _admitted(request: Request) -> Result[Request, Fault]:
                 FaultKind.UNCAPTURABLE,
                 f"a {type(model).__name__} is not a torch module",
                 "wrap the function in an nn.Module",
+            )
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        return Failure(
+            Fault(
+                FaultKind.UNCAPTURABLE,
+                "the model is TorchScript, which has no Python code to follow",
+                "hand in the module before it was scripted, or the same network in Python",
+                module=Path(""),
             )
         )
     how: str = request.how
@@ -220,11 +230,25 @@ def _exported(prepared: Prepared) -> Result[Program, Fault]:
 
 
 def _with_script_remedy(fault: Fault, model: nn.Module) -> Fault:
+    """The fault of a model with TorchScript in it, which export runs as a black box.
+
+    It then finds sizes fixed that are not, in no line of the user's.
+    """
     scripts = [p for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if not scripts:
         return fault
-    hint = f"{scripts[0]} is TorchScript, which how='symbolic' looks into"
-    return replace(fault, remedy=f"{fault.remedy}; {hint}")
+    name = scripts[0] or "the model"
+    if fault.source is not None and fault.kind is not FaultKind.BATCH_IS_FIXED:
+        hint = f"{name} is TorchScript, which how='symbolic' looks into"
+        return replace(fault, remedy=f"{fault.remedy}; {hint}")
+    return Fault(
+        FaultKind.UNCAPTURABLE,
+        f"{name} is TorchScript, which torch.export does not look into",
+        "use how='symbolic', or hand in the module before it was scripted",
+        module=Path(scripts[0]),
+        source=fault.source,
+        detail=str(fault),
+    )
 
 
 def _traced(prepared: Prepared) -> Result[Program, Fault]:

@@ -115,10 +115,21 @@ def with_stubs(
     for path in paths:
         if path not in known:
             return Failure(_unknown(path, known))
+        if isinstance(modules[path], torch.jit.ScriptModule):
+            return Failure(_scripted(path))
     return structural_copy(model, fresh_buffers=True).bind(
         lambda spare: _observed(_in_mode_of(spare, copied), paths, example).map(
             lambda calls: _replaced(copied, modules, paths, calls, share)
         )
+    )
+
+
+def _scripted(path: str) -> Fault:
+    return Fault(
+        FaultKind.UNCAPTURABLE,
+        f"{path} is TorchScript, whose calls cannot be watched as a leaf's have to be",
+        "use how='symbolic', which looks into it, or hand in the module before it was scripted",
+        module=Path(path),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -219,3 +220,37 @@ def test_a_module_outside_the_tree_is_noted() -> None:
     assert any("outside the model's parameters" in note for note in trail.notes)
     refused = capture(model, (torch.randn(2, 4),), how="symbolic").failure().fault
     assert "register" in refused.remedy
+
+
+def scripted_child() -> nn.Module:
+    child: Callable[[nn.Module], nn.Module] = torch.jit.script
+    with warnings.catch_warnings():
+        # torch deprecates TorchScript; models with it are what this is about
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return nn.Sequential(nn.Linear(4, 4), child(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
+
+
+def test_torchscript_is_captured_by_the_other_front_end() -> None:
+    model = scripted_child().eval()
+    fault = fault_of(model, torch.randn(2, 4))
+    assert fault.kind is FaultKind.UNCAPTURABLE
+    assert fault.module == "1"
+    assert "TorchScript" in fault.reason
+    assert "how='symbolic'" in fault.remedy
+    graph = capture(model, (torch.randn(2, 4),), how="symbolic").unwrap().graph
+    assert [str(node.op) for node in graph] == ["input", "linear", "linear", "relu"]
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_a_torchscript_model_is_refused(how: How) -> None:
+    fault = fault_of(scripted_child().eval().get_submodule("1"), torch.randn(2, 4), how=how)
+    assert fault.kind is FaultKind.UNCAPTURABLE
+    assert fault.module == ""
+
+
+def test_torchscript_is_no_leaf() -> None:
+    model = scripted_child().eval()
+    result = capture(model, (torch.randn(2, 4),), leaves=("1",))
+    fault = fold(result, lambda _: pytest.fail("no fault"), lambda halt: halt.fault)
+    assert fault.kind is FaultKind.UNCAPTURABLE
+    assert "how='symbolic'" in fault.remedy
