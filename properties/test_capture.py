@@ -11,7 +11,24 @@ from hypothesis import strategies as st
 from fqx.ir.show import show
 from fqx.testing.captures import CAPTURE_LAWS, captured, taken
 from fqx.testing.laws import broken
-from fqx.testing.models import ModelSample, model_samples, respelled
+from fqx.testing.models import Instruction, ModelSample, model_samples, respelled
+
+
+COPY_OF_A_SLICE = ModelSample(
+    (
+        Instruction("binary:join", 0, (1, 1)),
+        Instruction("move:flat", 0, (2,)),
+        Instruction("unary:gelu", 0, (3,)),
+    ),
+    "tensor",
+    0,
+)
+
+
+def test_a_copy_that_changes_strides_is_kept() -> None:
+    """gelu rounds by strides, so that the copy of a slice must not vanish."""
+    found = broken(CAPTURE_LAWS, captured(COPY_OF_A_SLICE, COPY_OF_A_SLICE))
+    assert not found, "\n\n".join(map(str, found))
 
 
 @given(st.data())

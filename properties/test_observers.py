@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -12,22 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fqx.ir.fault import FaultKind
-from fqx.kit.result import Result, Success
 from fqx.num import observers
 from fqx.num.observers import (
-    NO_EXPONENT,
     State,
     bin_counts,
-    coarsened,
     empty,
     exponent_for,
     merge,
-    observe,
     state_names,
     state_of,
 )
 from fqx.num.qparams import qparams_of, qparams_of_all
 from fqx.num.scheme import ObserverSpec, QSpec, histogram, uint8_affine
+from fqx.testing import observations
+from fqx.testing.laws import broken
+from fqx.testing.observations import BIN_LAWS, OBSERVER_LAWS, Binned, Observed
 
 BINS = 64
 MONOIDS = (
@@ -56,14 +53,12 @@ def tensors(draw: st.DrawFn, values: st.SearchStrategy[float] = WILD) -> torch.T
     return rows if draw(st.booleans()) else rows.t().contiguous().t()
 
 
-LISTS = st.lists(st.one_of(tensors(), tensors(TAME), tensors(WIDE)), min_size=1, max_size=6)
+SEEN = st.one_of(tensors(), tensors(TAME), tensors(WIDE))
+LISTS = st.lists(SEEN, min_size=1, max_size=6)
 
 
 def folded(spec: ObserverSpec, seen: list[torch.Tensor]) -> State:
-    state: Result[State, object] = Success(empty(spec))
-    for tensor in seen:
-        state = state.bind(lambda before, tensor=tensor: observe(spec, before, tensor))  # type: ignore[misc]
-    return state.unwrap()
+    return observations.folded(spec, tuple(seen))
 
 
 def merged(spec: ObserverSpec, states: list[State], data: st.DataObject) -> State:
@@ -93,40 +88,24 @@ def test_state_depends_on_the_multiset_alone(
 
 
 @pytest.mark.parametrize("spec", MONOIDS, ids=str)
-@given(seen=LISTS)
-def test_the_empty_state_is_the_unit(spec: ObserverSpec, seen: list[torch.Tensor]) -> None:
-    state = folded(spec, seen)
-    assert merge(spec, state, empty(spec)).unwrap() == state
-    assert merge(spec, empty(spec), state).unwrap() == state
+@given(seen=st.tuples(SEEN, SEEN, SEEN))
+def test_observers_obey_the_laws(
+    spec: ObserverSpec, seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    found = broken(OBSERVER_LAWS, Observed(spec, seen))
+    assert not found, "\n".join(map(str, found))
+
+
+@given(SEEN, st.integers(0, 40))
+def test_histograms_obey_the_laws(tensor: torch.Tensor, coarser: int) -> None:
+    found = broken(BIN_LAWS, Binned(tensor, BINS, coarser))
+    assert not found, "\n".join(map(str, found))
 
 
 @given(tensors(WIDE))
 def test_cutting_a_tensor_changes_nothing(tensor: torch.Tensor) -> None:
     spec = ObserverSpec("histogram", bins=BINS)
     assert folded(spec, [tensor]) == folded(spec, [tensor[:1], tensor[1:]])
-
-
-@given(st.one_of(tensors(), tensors(WIDE), tensors(TAME)), st.integers(0, 12))
-def test_a_bin_is_the_floor_of_the_scaled_value(tensor: torch.Tensor, coarser: int) -> None:
-    values = [float(value) for value in tensor.reshape(-1)]
-    largest = max(abs(value) for value in values)
-    least = exponent_for(largest, BINS)
-    exponent = least if least == NO_EXPONENT else least + coarser
-    scale = Fraction(0) if exponent == NO_EXPONENT else Fraction(2) ** -exponent
-    wanted = Counter(math.floor(Fraction(value) * scale) for value in values)
-    counts = bin_counts(tensor, exponent, BINS)
-    assert {
-        index - BINS // 2: count for index, count in enumerate(counts.tolist()) if count
-    } == wanted
-
-
-@given(tensors(WILD), st.integers(0, 40))
-def test_finer_bins_become_coarser_ones_in_pairs(tensor: torch.Tensor, steps: int) -> None:
-    exponent = exponent_for(float(tensor.abs().max()), BINS)
-    if exponent == NO_EXPONENT:
-        return
-    fine = bin_counts(tensor, exponent, BINS)
-    assert torch.equal(coarsened(fine, steps), bin_counts(tensor, exponent + steps, BINS))
 
 
 @given(st.floats(min_value=5e-324, allow_infinity=False, allow_nan=False))
@@ -179,18 +158,6 @@ def test_a_moving_average_is_an_ordered_scan(seen: list[torch.Tensor]) -> None:
     assert merge(spec, state, state).failure().kind is FaultKind.BAD_RECIPE
 
 
-@pytest.mark.parametrize("spec", MONOIDS[:4], ids=str)
-@given(seen=tensors(TAME), wrong=st.sampled_from((math.nan, math.inf, -math.inf)))
-def test_what_is_not_finite_is_a_fault(
-    spec: ObserverSpec, seen: torch.Tensor, wrong: float
-) -> None:
-    spoilt = seen.clone()
-    spoilt[1, 2] = wrong
-    assert observe(spec, empty(spec), spoilt).failure().kind is FaultKind.NOT_FINITE
-    nothing = observe(spec, empty(spec), seen[:0]).failure()
-    assert nothing.kind is FaultKind.EMPTY_BATCH
-
-
 @pytest.mark.parametrize("spec", MONOIDS, ids=str)
 @given(seen=LISTS)
 def test_a_state_is_its_tensors(spec: ObserverSpec, seen: list[torch.Tensor]) -> None:
@@ -198,14 +165,3 @@ def test_a_state_is_its_tensors(spec: ObserverSpec, seen: list[torch.Tensor]) ->
     held = state.tensors()
     assert state_of(held) == state
     assert state_names(spec) in (tuple(held), ())
-
-
-@given(LISTS)
-def test_observing_changes_no_state_in_place(seen: list[torch.Tensor]) -> None:
-    spec = histogram(bins=BINS)
-    before = folded(spec, seen)
-    kept = {name: tensor.clone() for name, tensor in before.tensors().items()}
-    folded(spec, [*seen, torch.full((2, 3), 1e30)])
-    observe(spec, before, torch.full((2, 3), 1e30)).unwrap()
-    merge(spec, before, before).unwrap()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in before.tensors().items())

@@ -1,0 +1,1 @@
+"""Deliberately wrong passes, captures, observers, codecs, plans and kernels: one at least a law."""
