@@ -13,7 +13,6 @@ from fqx.testing.captures import CAPTURE_LAWS, captured, taken
 from fqx.testing.laws import broken
 from fqx.testing.models import Instruction, ModelSample, model_samples, respelled
 
-
 COPY_OF_A_SLICE = ModelSample(
     (
         Instruction("binary:join", 0, (1, 1)),

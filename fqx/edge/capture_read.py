@@ -523,6 +523,8 @@ class _Reader:
         seen = node.meta.get("val")
         types = self._types_of(args)
         made = canonical_call(name, args, types)
+        if isinstance(made, Same) and made.fresh:
+            made = _laid_out(node, made)
         if isinstance(made, Same):
             return self._same(made, bound, args, seen)
         calls = (made,) if isinstance(made, Canonical) else made
@@ -873,3 +875,25 @@ def _live(nodes: Sequence[Node], outputs: tuple[Arg, ...]) -> tuple[Node, ...]:
         used.update(ref for _, ref in node.refs())
         kept.append(node)
     return tuple(reversed(kept))
+
+
+def _laid_out(node: fx.Node, copy: Same) -> Same | Canonical:
+    """A copy that lies in memory as its source did is the source; one that does not is a layout op.
+
+    Kernels round differently on other strides, so dropping such a copy would change bits.
+    """
+    source = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+    seen = node.meta.get("val")
+    if not isinstance(source, torch.Tensor) or not isinstance(seen, torch.Tensor):
+        return copy
+    if str(source.stride()) == str(seen.stride()):
+        return copy
+    layouts = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+    fitting = (f for f in layouts if _lies(seen, f))
+    layout = _MEMORY_FORMATS[next(fitting, torch.preserve_format)]
+    return Canonical(OpName("contiguous"), (copy.value,), FrozenMap({"memory_format": layout}))
+
+
+def _lies(tensor: torch.Tensor, layout: torch.memory_format) -> bool:
+    rank = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(layout, tensor.dim())
+    return tensor.dim() == rank and tensor.is_contiguous(memory_format=layout)

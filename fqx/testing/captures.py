@@ -181,10 +181,23 @@ def _module_computes_its_graph(seen: Captured) -> str | None:
         account = _apart(_judged(seen.graphs["export"], inputs), got)
         if account:
             return f"for a batch of {batch} {account}"
-        formats = [item.stride() for item in got]
-        if formats != [item.stride() for item in _run(model, inputs)]:
-            return f"for a batch of {batch} the outputs lie otherwise in memory: {formats}"
+        pairs = zip(_run(model, inputs), got, strict=True)
+        if any(_is_dense(one) and _strides(one) != _strides(two) for one, two in pairs):
+            return f"for a batch of {batch} the outputs lie otherwise in memory"
     return None
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides of the axes that are stepped along at all."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return tuple(stride for size, stride in pairs if size > 1)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it has a memory format: a view into a larger tensor has none to keep."""
+    return tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 CAPTURE_LAWS: tuple[Law[Captured], ...] = (
