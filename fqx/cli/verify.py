@@ -67,8 +67,8 @@ def _given(args: argparse.Namespace) -> Result[_Given, Fault]:
 
 
 def _told(found: Verified) -> int:
-    rows = [(short(step.text), step.outcome, step.digest[:12]) for step in found.steps]
-    show_table(("step", "how", "digest"), rows)
+    rows = [(short(step.text), step.outcome, step.why, step.digest[:12]) for step in found.steps]
+    show_table(("step", "how", "why", "digest"), rows)
     say(repr(found))
     return OK
 

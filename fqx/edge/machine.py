@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import replace
 
 from fqx.edge.probe import probe
-from fqx.ir.arg import DType, Json
+from fqx.ir.arg import Arg, DType, Json
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import OpName, Stage
+from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success
-from fqx.policy.target import IntRange, Target
+from fqx.policy.target import IntRange, Target, target_to_arg
 from fqx.targets import native as native_target
 from fqx.targets import onednn as onednn_target
 from fqx.targets.native import native
@@ -47,14 +50,47 @@ def target_named(name: str) -> Result[Target, Fault]:
     )
 
 
-def target_labelled(label: str) -> Result[Target, Fault]:
-    """The target with that label, narrowed where the label says so; see `Target.label`.
+def target_from_arg(arg: Arg) -> Result[Target, Fault]:
+    """The target that `target_to_arg` wrote: narrowed, and with the units, that it then had.
 
-    Fails with UNSUPPORTED_TARGET for another one.
+    Fails with UNSUPPORTED_TARGET if no target of this library has that name or those tables.
     """
-    name, _, isa = label.partition("@")
-    found = target_named(name)
-    return found.map(lambda target: target.narrowed()) if isa == "any" else found
+    fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
+    match tuple(fields.get(name) for name in ("name", "engine", "isa", "units")):
+        case (str() as name, str() as engine, str() as isa, tuple() as units):
+            return target_named(f"{name}/{engine}" if engine else name).bind(
+                lambda found: _as_recorded(found, isa, units, fields)
+            )
+        case _:
+            return Failure(_unnamed(str(arg)))
+
+
+def _as_recorded(
+    found: Target, isa: str, units: tuple[Arg, ...], fields: Mapping[str, Arg]
+) -> Result[Target, Fault]:
+    known = {kind.name: kind for kind in found.units}
+    one, two = _range_from_arg(fields.get("activation")), _range_from_arg(fields.get("weight"))
+    if one is None or two is None:
+        return Failure(_unnamed(found.label))
+    kept = tuple(known[name] for name in units if isinstance(name, str) and name in known)
+    made = replace(found, isa=isa, activation=one, weight=two, units=kept)
+    if target_to_arg(made) == FrozenMap(fields):
+        return Success(made)
+    return Failure(
+        Fault(
+            FaultKind.UNSUPPORTED_TARGET,
+            f"{made.label} has other tables of units in this library",
+            "use the version of the library the trail was made with",
+        )
+    )
+
+
+def _range_from_arg(arg: Arg) -> IntRange | None:
+    match arg:
+        case (DType() as dtype, int() as qmin, int() as qmax):
+            return IntRange(dtype, qmin, qmax)
+        case _:
+            return None
 
 
 def usual_target() -> Result[Target, Fault]:

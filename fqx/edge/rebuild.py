@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from fqx.edge.machine import target_labelled
+from fqx.edge.machine import target_from_arg
 from fqx.ir.arg import Arg
 from fqx.ir.fault import Fault
 from fqx.kit.frozen import FrozenMap
-from fqx.kit.result import Result, Success, gather
+from fqx.kit.result import Failure, Result, Success, gather
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
 from fqx.passes.fold import fold
@@ -18,50 +18,55 @@ from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
 from fqx.passes.smooth import smooth
-from fqx.policy.recipe import float_, int8_static
+from fqx.policy.recipe import recipe_from_arg
 
 Options = FrozenMap[Arg]
 
 
-def rebuild(name: str, options: Options) -> Result[Pass | None, Fault]:
-    """The pass of that name with these options; None if this library cannot make it from them.
+def rebuild(name: str, options: Options) -> Result[Pass, str]:
+    """The pass of that name with these options; or why this library cannot make it from them.
 
-    None for a pass of the caller's own, for `observe` with a recipe that is not a preset (a
-    recipe may hold functions), for an edited plan. Fails with UNSUPPORTED_TARGET if the options
-    name a target that does not exist.
+    It cannot make a measurement, a pass of the caller's own, `observe` with a predicate (a function
+    is no data) or with an edited plan, and passes for a target it does not have.
     """
     make = _MAKERS.get(name)
-    made: Result[Pass | None, Fault] = make(options) if make is not None else Success(None)
-    return made.map(lambda found: found if found and found.options == options else None)
+    if make is None:
+        return Failure(_UNMADE.get(name, "it is not a pass of this library"))
+    return make(options).alt(lambda fault: fault.reason).bind(lambda found: _same(found, options))
 
 
-def _plain(make: Callable[[], Pass]) -> Callable[[Options], Result[Pass | None, Fault]]:
-    def made(_: Options) -> Result[Pass | None, Fault]:
+def _same(found: Pass, options: Options) -> Result[Pass, str]:
+    if found.options == options:
+        return Success(found)
+    return Failure("this library gives the pass other options")
+
+
+def _plain(make: Callable[[], Pass]) -> Callable[[Options], Result[Pass, Fault]]:
+    def made(_: Options) -> Result[Pass, Fault]:
         return Success(make())
 
     return made
 
 
-def _observe(options: Options) -> Result[Pass | None, Fault]:
-    presets = {str(recipe): recipe for recipe in (int8_static(), float_())}
-    recipe = presets.get(str(options.get("recipe")))
-    labels = options.get("targets")
-    if recipe is None or not isinstance(labels, tuple):
-        return Success(None)
-    return gather(target_labelled(str(label)) for label in labels).map(
-        lambda targets: observe(recipe, *targets)
+def _observe(options: Options) -> Result[Pass, Fault]:
+    held = options.get("targets")
+    listed = held if isinstance(held, tuple) else ()
+    return recipe_from_arg(options.get("recipe")).bind(
+        lambda recipe: gather(target_from_arg(item) for item in listed).map(
+            lambda targets: observe(recipe, *targets)
+        )
     )
 
 
-def _convert(options: Options) -> Result[Pass | None, Fault]:
-    return target_labelled(str(options.get("target"))).map(convert)
+def _convert(options: Options) -> Result[Pass, Fault]:
+    return target_from_arg(options.get("target")).map(convert)
 
 
-def _lower(options: Options) -> Result[Pass | None, Fault]:
-    return target_labelled(str(options.get("target"))).map(lower)
+def _lower(options: Options) -> Result[Pass, Fault]:
+    return target_from_arg(options.get("target")).map(lower)
 
 
-_MAKERS: Mapping[str, Callable[[Options], Result[Pass | None, Fault]]] = MappingProxyType(
+_MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyType(
     {
         "clean": _plain(clean),
         "fuse": _plain(fuse),
@@ -71,4 +76,8 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass | None, Fault]]] = Mapping
         "convert": _convert,
         "lower": _lower,
     }
+)
+
+_UNMADE: Mapping[str, str] = MappingProxyType(
+    {"calibrate": "a measurement", "observe_plan": "the plan was made, or edited, by hand"}
 )

@@ -1,8 +1,9 @@
 """Proving that a trail is what it says: replay every step and compare digests.
 
 The base graph's weights come from the file or from the caller's state_dict, the statistics from the
-file. Every portable pass is made again from its name and options and run; a measurement, and a pass
-this library does not make, is applied from its recorded diff, and said so.
+file. Every portable pass is made again from its name and options and run. A measurement, a pass
+this library does not make and one whose recipe holds a function are applied from the recorded diff,
+and the proof says which and why.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ from fqx.ir.signature import Poly, Signature, TensorType
 from fqx.ir.trail import Halt, Step, Trail
 from fqx.ir.tree import build
 from fqx.ir.weight import Role, Weight
-from fqx.kit.result import Failure, Result, Success
+from fqx.kit.result import Failure, Result, Success, fold, is_success
 from fqx.num.lent import unchanged
 from fqx.num.tensors import fingerprint_of, memory_format, torch_dtype
 from fqx.passes.calibrate import calibrate
 from fqx.passes.pipeline import Pass
 
-Outcome = Literal["run again", "applied"]
+Outcome = Literal["run again", "applied, not replayed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One step: its text, whether its pass was run again, and the digest it came to."""
+    """One step: its text, whether its pass was run again (if not, why), the digest it came to."""
 
     text: str
     outcome: Outcome
     digest: Digest
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,18 @@ class Verified:
     closeness: Closeness | None = None
 
     def __repr__(self) -> str:
-        again = sum(step.outcome == "run again" for step in self.steps)
-        applied = [step.text.split("(")[0] for step in self.steps if step.outcome == "applied"]
+        rest = [step for step in self.steps if step.outcome != "run again"]
+        again = len(self.steps) - len(rest)
         lines = [f"Verified {self.digest}", f"  {again} of {len(self.steps)} steps run again"]
-        lines += [f"  from their diffs: {', '.join(applied)[:80]}"] if applied else []
+        lines += [f"  {_name(step)} applied, not replayed: {step.why}"[:120] for step in rest[:4]]
+        lines += [f"  and {len(rest) - 4} more steps not replayed"] if len(rest) > 4 else []
         lines += ["  captured again: the same base graph"] if self.model else []
         lines += [f"  {self.closeness!r}"] if self.closeness else []
         return "\n".join(lines)
+
+
+def _name(step: Checked) -> str:
+    return step.text.split("(")[0]
 
 
 def verify(
@@ -157,13 +164,19 @@ def _replayed(base: Graph, trail: Trail) -> Result[Verified, Halt]:
 
 def _replay(step: Step, proof: Verified) -> Result[Verified, Halt]:
     graph = proof.trail.graph
-    again = rebuild(step.name, step.options) if step.portable else Success(None)
+    not_portable: Result[Pass, str] = Failure("its arithmetic is not the same on every machine")
+    made = rebuild(step.name, step.options)
+    again = made if step.portable or not is_success(made) else not_portable
     return (
-        again.bind(lambda item: _one(graph, step, item))
+        fold(
+            again,
+            lambda item: _run_again(graph, step, item),
+            lambda why: apply(step.diff, graph).map(lambda found: _Found(found, why)),
+        )
         .map(
             lambda found: Verified(
                 found.graph.digest,
-                (*proof.steps, Checked(step.text, found.outcome, found.graph.digest)),
+                (*proof.steps, _checked(step, found)),
                 proof.trail.plus((replace(step, graph=found.graph),)),
             )
         )
@@ -173,19 +186,24 @@ def _replay(step: Step, proof: Verified) -> Result[Verified, Halt]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """The graph after a step, and why its pass was not run; empty where it was."""
+
     graph: Graph
-    outcome: Outcome
+    why: str = ""
 
 
-def _one(graph: Graph, step: Step, item: Pass | None) -> Result[_Found, Fault]:
-    if item is None:
-        return apply(step.diff, graph).map(lambda made: _Found(made, "applied"))
+def _checked(step: Step, found: _Found) -> Checked:
+    outcome: Outcome = "applied, not replayed" if found.why else "run again"
+    return Checked(step.text, outcome, found.graph.digest, found.why)
+
+
+def _run_again(graph: Graph, step: Step, item: Pass) -> Result[_Found, Fault]:
     return (
         item.run(graph)
         .alt(lambda halt: halt.fault)
         .bind(
             lambda trail: (
-                Success(_Found(trail.graph, "run again"))
+                Success(_Found(trail.graph))
                 if trail.graph.digest == step.after
                 else Failure(_differs(step, trail.graph))
             )

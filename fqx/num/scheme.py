@@ -156,10 +156,10 @@ def spec_to_arg(spec: ObserverSpec) -> FrozenMap[Arg]:
             "search": spec.search,
             "axis": spec.axis,
             "bins": spec.bins,
-            "percentile": spec.percentile,
-            "rate": spec.rate,
-            "low": spec.low,
-            "high": spec.high,
+            "percentile": float(spec.percentile),
+            "rate": float(spec.rate),
+            "low": float(spec.low),
+            "high": float(spec.high),
         }
     )
 

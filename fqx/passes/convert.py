@@ -43,7 +43,7 @@ from fqx.passes.pipeline import Pass, Rewrite
 from fqx.passes.statistics import Observers, is_seen, joined, observers_in, without_observers
 from fqx.policy.arrange import Arrangement, Params, Scene, Seat, Veto, is_heavy
 from fqx.policy.plan import Plan, Planned, plan_scene
-from fqx.policy.target import Target
+from fqx.policy.target import Target, target_to_arg
 from fqx.policy.verdicts import Reason
 
 NAME = RuleName("convert")
@@ -58,7 +58,7 @@ def convert(target: Target) -> Pass:
     Faults: MISSING_STATISTICS if a value a kernel reads was not observed or no data came by,
     NOT_FINITE for a weight with NaN or infinity, MISSING_PAYLOAD for detached weights.
     """
-    options: FrozenMap[Arg] = FrozenMap(
+    brief: FrozenMap[Arg] = FrozenMap(
         {
             "target": target.label,
             "activation": (target.activation.qmin, target.activation.qmax),
@@ -67,10 +67,11 @@ def convert(target: Target) -> Pass:
     )
     return Pass(
         "convert",
-        options,
+        FrozenMap({"target": target_to_arg(target)}),
         frozenset({Stage.CALIBRATED}),
         Stage.QUANTIZED,
         lambda graph: _convert(graph, target),
+        brief=brief,
     )
 
 

@@ -29,7 +29,7 @@ from fqx.num.affine import quantize
 from fqx.ops.catalogue import OPS, Trait
 from fqx.ops.types import types
 from fqx.passes.pipeline import Pass, Rewrite
-from fqx.policy.target import Target
+from fqx.policy.target import Target, target_to_arg
 from fqx.policy.units import Form, Need, NoUnit, Place, Unit, UnitKind, unit_at
 
 NAME = RuleName("lower")
@@ -91,13 +91,14 @@ def lower(target: Target) -> Pass:
     Takes QUANTIZED graphs, gives LOWERED ones; its evidence is a `Lowering`. A unit fed the same
     integers gives the reference unit's within one quantum.
     """
-    options: FrozenMap[Arg] = FrozenMap({"target": target.label})
+    brief: FrozenMap[Arg] = FrozenMap({"target": target.label})
     return Pass(
         "lower",
-        options,
+        FrozenMap({"target": target_to_arg(target)}),
         frozenset({Stage.QUANTIZED}),
         Stage.LOWERED,
         lambda graph: _lower(graph, target),
+        brief=brief,
     )
 
 

@@ -26,8 +26,16 @@ from fqx.ops.catalogue import make_node
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.policy.arrange import Tap
 from fqx.policy.plan import Plan, Planned, plan_resolved
-from fqx.policy.recipe import Choice, Recipe, Scheme, resolve, scheme_from_arg, scheme_to_arg
-from fqx.policy.target import Target
+from fqx.policy.recipe import (
+    Choice,
+    Recipe,
+    Scheme,
+    recipe_to_arg,
+    resolve,
+    scheme_from_arg,
+    scheme_to_arg,
+)
+from fqx.policy.target import Target, target_to_arg
 from fqx.policy.verdicts import Verdict
 
 NAME = RuleName("observe")
@@ -51,9 +59,22 @@ def observe(recipe: Recipe, *targets: Target) -> Pass:
     target is given.
     """
     options: FrozenMap[Arg] = FrozenMap(
+        {
+            "recipe": recipe_to_arg(recipe),
+            "targets": tuple(target_to_arg(target) for target in targets),
+        }
+    )
+    brief: FrozenMap[Arg] = FrozenMap(
         {"recipe": str(recipe), "targets": tuple(target.label for target in targets)}
     )
-    return Pass("observe", options, _NEEDS, Stage.OBSERVED, lambda g: _observe(g, recipe, targets))
+    return Pass(
+        "observe",
+        options,
+        _NEEDS,
+        Stage.OBSERVED,
+        lambda graph: _observe(graph, recipe, targets),
+        brief=brief,
+    )
 
 
 def observe_plan(plan: Plan) -> Pass:

@@ -39,6 +39,9 @@ class Rewrite:
 class Pass:
     """One pure rewrite of a graph; `str` gives its text, two passes are equal by name and options.
 
+    The options say everything a replay needs; where that is long, `brief` stands for it in the
+    text.
+
     It takes graphs of the stages in `needs` and gives one of stage `gives` (None: of the stage it
     was given). A pass that cannot promise the same digest in every process and on every machine
     says `portable=False`.
@@ -50,13 +53,15 @@ class Pass:
     gives: Stage | None
     rewrite: Callable[[Graph], Result[Rewrite, Fault]] = field(compare=False, repr=False)
     portable: bool = True
+    brief: FrozenMap[Arg] | None = field(default=None, compare=False, repr=False)
 
     def __or__(self, other: Pass | Pipeline) -> Pipeline:
         """This pass, then the other."""
         return Pipeline((self,)) | other
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name}={show_arg(value)}" for name, value in self.options.items())
+        told = self.options if self.brief is None else self.brief
+        options = ", ".join(f"{name}={show_arg(value)}" for name, value in told.items())
         return f"{self.name}({options})" if options else self.name
 
     def run(self, start: Trail | Graph) -> Result[Trail, Halt]:

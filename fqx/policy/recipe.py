@@ -13,7 +13,7 @@ from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.kit.frozen import FrozenMap
-from fqx.kit.result import Failure, Result, Success, fold
+from fqx.kit.result import Failure, Result, Success, fold, gather
 from fqx.num.scheme import (
     QSpec,
     check_qspec,
@@ -23,7 +23,16 @@ from fqx.num.scheme import (
     qspec_to_arg,
     uint8_affine,
 )
-from fqx.policy.selectors import Selector, bad_pattern, everything, near_misses, op, selects
+from fqx.policy.selectors import (
+    Selector,
+    bad_pattern,
+    everything,
+    near_misses,
+    op,
+    selector_from_arg,
+    selector_to_arg,
+    selects,
+)
 
 __all__ = [
     "Choice",
@@ -35,6 +44,8 @@ __all__ = [
     "float_",
     "int8_static",
     "leave_float",
+    "recipe_from_arg",
+    "recipe_to_arg",
     "resolve",
     "use",
 ]
@@ -283,3 +294,45 @@ def _smoothing(arg: Arg) -> Smoothing | None:
             return Smoothing(plain, gain, ruin)
         case _:
             return None
+
+
+def recipe_to_arg(recipe: Recipe) -> Arg:
+    """A recipe as plain data for a pass's options; of predicates only their names."""
+    return tuple(
+        FrozenMap(
+            {
+                "select": selector_to_arg(rule.select),
+                "scheme": None if rule.scheme is None else scheme_to_arg(rule.scheme),
+                "by": rule.by,
+                "strict": rule.strict,
+            }
+        )
+        for rule in recipe.rules
+    )
+
+
+def recipe_from_arg(arg: Arg) -> Result[Recipe, Fault]:
+    """Inverse of `recipe_to_arg`; BAD_RECIPE if it has a predicate, or the data is no recipe."""
+    if not isinstance(arg, tuple):
+        return Failure(_no_recipe(arg))
+    return gather(_rule_from_arg(item) for item in arg).map(Recipe)
+
+
+def _rule_from_arg(arg: Arg) -> Result[Rule, Fault]:
+    fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
+    by, strict, held = fields.get("by"), fields.get("strict"), fields.get("scheme")
+    if "select" not in fields or not isinstance(by, str) or not isinstance(strict, bool):
+        return Failure(_no_recipe(arg))
+    none: Result[Scheme | None, Fault] = Success(None)
+    scheme = none if held is None else scheme_from_arg(held).map(_some)
+    return selector_from_arg(fields["select"]).bind(
+        lambda select: scheme.map(lambda found: Rule(select, found, by, strict))
+    )
+
+
+def _some(scheme: Scheme) -> Scheme | None:
+    return scheme
+
+
+def _no_recipe(arg: Arg) -> Fault:
+    return Fault(FaultKind.BAD_RECIPE, f"not a recipe: {str(arg)[:120]}", "see fqx.int8_static")

@@ -1,21 +1,26 @@
 """Which nodes a recipe rule is about, as a value: `path("layer1") & ~op("add")`.
 
 A selector is text, so that it prints, compares and goes into a pass's options; only `predicate`
-holds a function, which is shown by the name it was given.
+holds a function, which is shown by the name it was given and is not recorded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from types import MappingProxyType
 
+from fqx.ir.arg import Arg
+from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.node import Node
+from fqx.kit.frozen import FrozenMap
+from fqx.kit.result import Failure, Result, gather
 
 __all__ = [
     "EVERYTHING",
@@ -30,6 +35,8 @@ __all__ = [
     "predicate",
     "regex",
     "scope",
+    "selector_from_arg",
+    "selector_to_arg",
     "selects",
 ]
 
@@ -221,3 +228,42 @@ def _names(graph: Graph, kind: Kind) -> list[str]:
             return list({str(item.op): None for item in graph})
         case _:
             return [str(name) for name in graph.order]
+
+
+def selector_to_arg(selector: Selector) -> Arg:
+    """A selector as plain data; of a predicate only the name, since a function is no data."""
+    parts = tuple(selector_to_arg(part) for part in selector.parts)
+    return FrozenMap({"kind": selector.kind.value, "text": selector.text, "parts": parts})
+
+
+def selector_from_arg(arg: Arg) -> Result[Selector, Fault]:
+    """Inverse of `selector_to_arg`; BAD_RECIPE for a predicate, or data that is no selector."""
+    fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
+    match (fields.get("kind"), fields.get("text"), fields.get("parts")):
+        case (Kind.PREDICATE.value, str() as name, _):
+            return Failure(
+                Fault(
+                    FaultKind.BAD_RECIPE,
+                    f"the predicate {name!r} is a function, which is not recorded",
+                    "select by path, regex, node, module type, op or scope",
+                )
+            )
+        case (str() as kind, str() as text, tuple() as parts) if kind in _ARITY:
+            if len(parts) != _ARITY[kind]:
+                return Failure(_no_selector(arg))
+            return gather(selector_from_arg(part) for part in parts).map(
+                lambda made: Selector(Kind(kind), text, made)
+            )
+        case _:
+            return Failure(_no_selector(arg))
+
+
+_ARITY: Mapping[str, int] = MappingProxyType(
+    {kind.value: {Kind.EITHER: 2, Kind.BOTH: 2, Kind.NOT: 1}.get(kind, 0) for kind in Kind}
+)
+
+
+def _no_selector(arg: Arg) -> Fault:
+    return Fault(
+        FaultKind.BAD_RECIPE, f"not a selector: {str(arg)[:120]}", "see fqx.path and others"
+    )

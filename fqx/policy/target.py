@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
-from fqx.ir.arg import DType, Json
+from fqx.ir.arg import Arg, DType, Json, canonical
 from fqx.ir.names import OpName
+from fqx.kit.frozen import FrozenMap
 from fqx.policy.units import UnitKind
 
 
@@ -102,3 +104,50 @@ class Target:
     def __repr__(self) -> str:
         low, high = self.activation.qmin, self.activation.qmax
         return f"Target {self.label}: activations {low}..{high}, {len(self.units)} kinds of unit"
+
+
+def target_to_arg(target: Target) -> FrozenMap[Arg]:
+    """A target as plain data for a pass's options: its ranges and the names of its units.
+
+    The units themselves are found again by name; `tables` is a mark of what they say, so that a
+    target with another table under the same name is told apart.
+    """
+    return FrozenMap(
+        {
+            "name": target.name,
+            "engine": target.engine,
+            "isa": target.isa,
+            "activation": range_to_arg(target.activation),
+            "weight": range_to_arg(target.weight),
+            "units": tuple(kind.name for kind in target.units),
+            "tables": _mark(target),
+        }
+    )
+
+
+def range_to_arg(held: IntRange) -> Arg:
+    """A range as plain data."""
+    return (held.dtype, held.qmin, held.qmax)
+
+
+def _mark(target: Target) -> str:
+    units: list[Json] = [
+        [
+            kind.name,
+            kind.anchor,
+            kind.kernel,
+            list(kind.absorbs),
+            list(kind.int8),
+            kind.weight,
+            [*sorted(form.value for form in kind.outputs)],
+            kind.shares,
+            [*sorted(need.name for need in kind.needs)],
+            kind.channel_axis,
+        ]
+        for kind in target.units
+    ]
+    kernels: list[Json] = [
+        [kernel.op, list(kernel.operands), list(kernel.attrs)] for kernel in target.kernels
+    ]
+    code = canonical([target.form, units, kernels])
+    return hashlib.sha256(code.encode()).hexdigest()[:16]

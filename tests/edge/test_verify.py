@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fqx
+from fqx.api import Objective
 from fqx.edge.artefact import read, save_model, save_trail
 from fqx.edge.rebuild import rebuild
 from fqx.edge.verify import Verified, example_call, verify
-from fqx.ir.arg import Arg
+from fqx.ir.arg import Arg, DType, decode_arg, encode_arg
 from fqx.ir.diff import rewritten
 from fqx.ir.edit import Changed
 from fqx.ir.fault import Fault, FaultKind
@@ -21,6 +24,9 @@ from fqx.ir.trail import Halt, Trail
 from fqx.ir.weight import Role
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Result, fold
+from fqx.num.scheme import histogram, int8_channel, uint8_affine
+from fqx.policy.recipe import Scheme, recipe_from_arg, recipe_to_arg
+from fqx.policy.target import IntRange
 from fqx.testing.small import batches, quantized_trail, small_net
 
 
@@ -32,8 +38,9 @@ def test_every_portable_pass_is_run_again() -> None:
     trail = quantized_trail()
     proof = verify(trail).unwrap()
     assert proof.digest == trail.graph.digest
-    applied = [step.text.split("(")[0] for step in proof.steps if step.outcome == "applied"]
-    assert applied == ["calibrate"]
+    applied = {step.text.split("(")[0]: step.why for step in proof.steps if step.why}
+    assert applied == {"calibrate": "a measurement"}
+    assert "calibrate applied, not replayed: a measurement" in repr(proof)
     assert len(repr(proof).splitlines()) <= 10
 
 
@@ -124,14 +131,107 @@ def test_passes_are_made_again_from_their_options() -> None:
         fqx.lower(fqx.native("fbgemm").unwrap()),
     ):
         again = rebuild(item.name, item.options).unwrap()
-        assert again is not None, item.name
+        assert again == item
         assert str(again) == str(item)
-    assert rebuild("mine", FrozenMap[Arg]()).unwrap() is None
-    custom = fqx.int8_static() | fqx.leave_float(
-        fqx.predicate(lambda node: node.op == "tanh", "tanhs")
+        assert len(str(item)) < 300
+    assert "not a pass" in rebuild("mine", FrozenMap[Arg]()).failure()
+
+
+def test_every_selector_is_data_but_predicates() -> None:
+    kept = fqx.path("conv2") | fqx.regex(r"^head$") & ~fqx.op("conv2d", "linear")
+    kept = kept | fqx.node("head") | fqx.module_type("Linear") | fqx.scope("layer*")
+    recipe = (
+        fqx.int8_static()
+        | fqx.use(fqx.op("linear"), Scheme(uint8_affine(histogram("entropy")), int8_channel()))
+        | fqx.leave_float(kept).required()
+        | fqx.float_()
     )
-    mine = fqx.observe(custom, target)
-    assert rebuild(mine.name, mine.options).unwrap() is None
+    held = decode_arg(json.loads(json.dumps(encode_arg(recipe_to_arg(recipe)))))
+    assert recipe_from_arg(held).unwrap() == recipe
+    named = fqx.leave_float(~fqx.predicate(lambda node: node.op == "tanh", "tanhs"))
+    fault = recipe_from_arg(recipe_to_arg(recipe | named)).failure()
+    assert fault.kind is FaultKind.BAD_RECIPE
+    assert "'tanhs' is a function" in fault.reason
+    for broken in (None, (None,), ({"select": None},), (FrozenMap[Arg]({"select": 1}),)):
+        wrong: Any = broken
+        assert recipe_from_arg(wrong).failure().kind is FaultKind.BAD_RECIPE
+
+
+def without(target: fqx.Target, *kernels: str) -> fqx.Target:
+    """A target as probe leaves it on a machine where these kernels are wrong."""
+    return replace(target, units=tuple(kind for kind in target.units if kind.kernel not in kernels))
+
+
+def road(recipe: fqx.Recipe, target: fqx.Target) -> fqx.Pipeline:
+    return (
+        fqx.clean()
+        | fqx.fuse()
+        | fqx.observe(recipe, target)
+        | fqx.calibrate(batches(), progress=False)
+        | fqx.smooth()
+        | fqx.convert(target)
+        | fqx.fold()
+        | fqx.lower(target)
+    )
+
+
+def not_replayed(trail: Trail) -> dict[str, str]:
+    """The steps of a trail, as a file gives it back, that verify only applies, and why."""
+    proof = verify(trail).unwrap()
+    assert proof.digest == trail.graph.digest
+    return {step.text.split("(")[0]: step.why for step in proof.steps if step.why}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(fqx.onednn().narrowed(), id="narrowed"),
+        pytest.param(without(fqx.onednn(), "onednn.add", "onednn.conv2d_add"), id="no add"),
+        pytest.param(
+            without(fqx.native("x86").unwrap().narrowed(), "native.add"), id="narrowed native"
+        ),
+        pytest.param(
+            replace(fqx.reference(), activation=IntRange(DType.UINT8, 0, 63)), id="other range"
+        ),
+    ],
+)
+def test_steps_for_the_targets_that_probe_gives_are_replayed(
+    target: fqx.Target, tmp_path: Path
+) -> None:
+    recipe = fqx.int8_static() | fqx.leave_float(fqx.path("head"))
+    done = fqx.capture(small_net(), (batches()[0],)).bind(road(recipe, target).run).unwrap()
+    save_trail(tmp_path / "t.fqx", done).unwrap()
+    assert not_replayed(read(tmp_path / "t.fqx").unwrap().trail) == {"calibrate": "a measurement"}
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "balanced", "speed"])
+def test_every_objective_is_replayed(objective: Objective) -> None:
+    done = fqx.quantize(
+        small_net(), (batches()[0],), batches(), objective=objective, progress=False
+    ).unwrap()
+    assert not_replayed(done.trail) == {"calibrate": "a measurement"}
+
+
+def test_what_cannot_be_replayed_is_said() -> None:
+    target = fqx.reference()
+    first = target.units[0]
+    odd = replace(target, units=(replace(first, shares=not first.shares), *target.units[1:]))
+    recipe = fqx.int8_static() | fqx.leave_float(
+        fqx.predicate(lambda node: node.op == "no", "nothing")
+    )
+    done = fqx.capture(small_net(), (batches()[0],)).bind(road(recipe, odd).run).unwrap()
+    why = not_replayed(done)
+    assert sorted(why) == ["calibrate", "convert", "lower", "observe"]
+    assert "'nothing' is a function" in why["observe"]
+    assert "other tables" in why["convert"]
+    assert "applied, not replayed" in repr(verify(done).unwrap())
+
+
+def test_a_pipeline_reads_well() -> None:
+    text = str(road(fqx.int8_static(), fqx.onednn()))
+    assert text.startswith("clean | fuse | observe(recipe=")
+    assert 'lower(target="onednn")' in text
+    assert len(text) < 600
 
 
 def test_example_call_fits_the_signature() -> None:
