@@ -24,6 +24,24 @@ COPY_OF_A_SLICE = ModelSample(
 )
 
 
+WRITE_BEHIND_DROPOUT = ModelSample(
+    (
+        Instruction("module:conv:0", 0, (1,)),
+        Instruction("module:dropout:0", 0, (2,)),
+        Instruction("unary_:double", 0, (2,)),
+        Instruction("write:flat_view", 0, (3,)),
+    ),
+    "tuple",
+    0,
+)
+
+
+def test_what_dropout_hands_on_is_written_with_its_source() -> None:
+    """Outside training dropout gives the same object back."""
+    found = broken(CAPTURE_LAWS, captured(WRITE_BEHIND_DROPOUT, WRITE_BEHIND_DROPOUT))
+    assert not found, "\n\n".join(map(str, found))
+
+
 def test_a_copy_that_changes_strides_is_kept() -> None:
     """gelu rounds by strides, so that the copy of a slice must not vanish."""
     found = broken(CAPTURE_LAWS, captured(COPY_OF_A_SLICE, COPY_OF_A_SLICE))

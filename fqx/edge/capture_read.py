@@ -530,7 +530,7 @@ class _Reader:
         calls = (made,) if isinstance(made, Canonical) else made
         if calls is not None and calls[-1].item is not None and not _only(node, calls[-1].item):
             calls = None
-        of = _shared(bound, seen)
+        of = _handed_on(target, bound, seen) or _shared(bound, seen)
         count = len(self.nodes)
         if calls is not None:
             value = self._canonical(calls, seen)
@@ -566,7 +566,7 @@ class _Reader:
         for key, value in bound.items():
             if isinstance(value, Handle) and args[key] == made.value:
                 storage = storage_of(seen)
-                shares = not made.fresh if storage is None else storage == value.root.storage
+                shares = not made.fresh if storage is None else value.root.owns(storage)
                 return alias(value) if shares else fresh(args[key], value.type, storage)
         return made.value
 
@@ -657,7 +657,7 @@ class _Reader:
         value = self._emit(op, (container,), attrs, kind)
         if not isinstance(seen, torch.Tensor):
             return value
-        if pack.of is None or pack.node is None or pack.of.root.storage != storage_of(seen):
+        if pack.of is None or pack.node is None or not pack.of.root.owns(storage_of(seen)):
             return fresh(value, kind, storage_of(seen))
         taking = Node(NodeId("%item"), op, (NodeRef(pack.node.id),), attrs)
         offset = _offset(pack, index)
@@ -813,12 +813,24 @@ def _local(ref: Ref, made: Sequence[Arg]) -> Arg:
     return ref
 
 
+def _handed_on(target: OpOverload, bound: Mapping[str, Value], seen: object) -> Handle | None:
+    """The operand of a dropout outside training: eager torch gives the same object back.
+
+    The tracer sees a tensor of its own there, whose storage is noted as another name of the root's.
+    """
+    operand, storage = bound.get("input"), storage_of(seen)
+    if "dropout" not in target._opname or not isinstance(operand, Handle) or storage is None:
+        return None
+    operand.root.others.add(storage)
+    return operand
+
+
 def _shared(bound: Mapping[str, Value], seen: object) -> Handle | None:
     """The operand whose storage the result lies in."""
     first = seen[0] if isinstance(seen, (tuple, list)) and seen else seen
     storage = storage_of(first)
     handles = (value for value in bound.values() if isinstance(value, Handle))
-    return next((h for h in handles if storage is not None and h.root.storage == storage), None)
+    return next((h for h in handles if h.root.owns(storage)), None)
 
 
 def _only(node: fx.Node, item: int) -> bool:

@@ -32,7 +32,10 @@ class Owner(Enum):
 
 @dataclass(slots=True)
 class Root:
-    """A storage: its current value, and how often it was written."""
+    """A storage: its current value, and how often it was written.
+
+    `others` are storages the tracer saw that are this one when the model runs.
+    """
 
     value: Arg
     type: Type
@@ -41,7 +44,12 @@ class Root:
     name: str = ""
     generation: int = 0
     written: str | None = None
+    others: set[int] = field(default_factory=set)
     replayed: dict[tuple[int, ...], tuple[Arg, Type]] = field(default_factory=dict)
+
+    def owns(self, storage: int | None) -> bool:
+        """Whether a tensor of that storage shares its elements with this root."""
+        return storage is not None and (storage == self.storage or storage in self.others)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +187,7 @@ def _back(view: View, base: Arg, kind: Type, value: Arg, emit: Emit) -> Arg | No
             return call("permute", (value,), dims=_inverse(attrs["dims"]))
         case "unsqueeze":
             return call("squeeze", (value,), dims=(attrs["dim"],))
-        case "contiguous" | "to":
+        case "contiguous" | "to" | "dropout" | "feature_dropout" | "alpha_dropout":
             return value
         case "reshape" | "flatten" | "unflatten" | "squeeze":
             shape = _static_shape(kind)
