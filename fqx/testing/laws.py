@@ -118,7 +118,9 @@ def broken(laws: Iterable[Law[S]], subject: S, program: str = "") -> tuple[Viola
 
 def _account(law: Law[S], subject: S) -> str | None:
     return (
-        attempt(lambda: law.check(subject), lambda error: f"{type(error).__name__}: {error}")
+        attempt(
+            lambda: law.check(subject), lambda error: f"{type(error).__name__}: {str(error)[:300]}"
+        )
         .lash(Success)
         .unwrap()
     )

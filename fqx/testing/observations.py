@@ -54,8 +54,8 @@ class Observed:
     algebra: Algebra = Algebra()
 
     def states(self) -> tuple[State, ...]:
-        """A state of each tensor alone."""
-        return tuple(folded(self.spec, (tensor,), self.algebra) for tensor in self.seen)
+        """A state of (a copy of) each tensor alone."""
+        return tuple(folded(self.spec, (tensor.clone(),), self.algebra) for tensor in self.seen)
 
     def merged(self, one: State, two: State) -> State:
         """Both, by the algebra's merge."""
@@ -97,10 +97,10 @@ def _observing_is_merging(about: Observed) -> str | None:
 
 
 def _writes_nothing(about: Observed) -> str | None:
+    sources = [tensor.clone() for tensor in about.seen]
     one, two, _ = about.states()
     held = [state.tensors() for state in (one, two)]
     kept = [{name: tensor.clone() for name, tensor in state.items()} for state in held]
-    sources = [tensor.clone() for tensor in about.seen]
     about.algebra.observe(about.spec, one, about.seen[2]).unwrap()
     about.merged(one, two)
     for before, after in zip(kept, held, strict=True):
@@ -109,6 +109,16 @@ def _writes_nothing(about: Observed) -> str | None:
                 return f"{name} of a state was written into"
     same = all(torch.equal(x, y) for x, y in zip(sources, about.seen, strict=True))
     return None if same else "an observed tensor was written into"
+
+
+def _ranges_are_exact(about: Observed) -> str | None:
+    if about.spec.kind == "fixed":
+        return None
+    for state, tensor in zip(about.states(), about.seen, strict=True):
+        wanted = (float(tensor.min()), float(tensor.max()))
+        if state.range != wanted:
+            return f"the range of one tensor is {state.range}, its ends are {wanted}"
+    return None
 
 
 def _refuses(about: Observed) -> str | None:
@@ -137,6 +147,7 @@ OBSERVER_LAWS: tuple[Law[Observed], ...] = (
     Law("empty_is_the_unit", "nothing seen adds nothing", _has_unit),
     Law("observing_is_merging", "to observe is to merge what is seen alone", _observing_is_merging),
     Law("observing_writes_nothing", "states and tensors stay as they are", _writes_nothing),
+    Law("ranges_are_exact", "what is seen alone gives its own ends", _ranges_are_exact),
     Law("refuses_what_is_not_finite", "NaN, infinity and nothing at all are faults", _refuses),
 )
 """Laws of every observer but the moving average, whose batches have an order."""
