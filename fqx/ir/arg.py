@@ -177,12 +177,25 @@ def _decode_tagged(tag: str, value: Json) -> Arg:
 
 def canonical(code: Json) -> str:
     """Canonical JSON text: sorted keys, no blanks, ASCII, exact floats."""
-    return json.dumps(code, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(code)
+
+
+# made once: json.dumps makes an encoder for every call that is not plain; data made by `to_json`
+# has no cycles to look for
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
+)
 
 
 def same(one: Arg, two: Arg) -> bool:
     """Whether two arguments are the same value, by their canonical encodings."""
+    if type(one) in _SIMPLE and type(two) in _SIMPLE:
+        return type(one) is type(two) and one == two
     return one is two or canonical(encode_arg(one)) == canonical(encode_arg(two))
+
+
+_SIMPLE = (type(None), bool, int, str, NodeRef, WeightRef, DType)
+"""Types whose values have equal encodings where type and value are equal; floats have not."""
 
 
 def refs_in(arg: Arg, at: ArgPath = ()) -> Iterator[tuple[ArgPath, Ref]]:

@@ -117,12 +117,22 @@ def reduced(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """The same change in lowest terms: idle edits dropped, neighbours that undo each other gone."""
     kept: list[Edit] = []
     for edit in edits:
-        undo = invert_edit(edit)
-        if kept and kept[-1] == undo:
+        if kept and _may_undo(kept[-1], edit) and kept[-1] == invert_edit(edit):
             kept.pop()
         elif not _is_idle(edit):
             kept.append(edit)
     return tuple(kept)
+
+
+def _may_undo(last: Edit, edit: Edit) -> bool:
+    """A cheap look before the inverse is made: most neighbours are of kinds that never cancel."""
+    match edit:
+        case Added():
+            return isinstance(last, Removed)
+        case Removed():
+            return isinstance(last, Added)
+        case _:
+            return type(last) is type(edit)
 
 
 def _is_idle(edit: Edit) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fqx.ir.arg import Arg, ArgPath, NodeRef, WeightRef, canonical, encode_arg, refs_in
 from fqx.ir.names import BlockName, Digest, NodeId, Path, Stage
@@ -17,8 +18,7 @@ FORMAT = 1
 """Version of the canonical encoding; part of every digest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """An edge: the consumer and where in its args the value stands; the output is `OUTPUT`."""
 
     user: NodeId

@@ -126,22 +126,19 @@ class Table(Generic[K, V]):
 class FrozenMap(Generic[V_co]):
     """A small immutable map from names to values, sorted by name and hashable."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "_table")
 
     def __init__(self, items: Mapping[str, V_co] | Iterable[tuple[str, V_co]] = ()) -> None:
-        pairs = dict(items)
+        self._table: Mapping[str, V_co] = dict(items)
         self._pairs: tuple[tuple[str, V_co], ...] = tuple(
-            (key, pairs[key]) for key in sorted(pairs)
+            [(key, self._table[key]) for key in sorted(self._table)]
         )
 
     def __getitem__(self, key: str) -> V_co:
-        for name, value in self._pairs:
-            if name == key:
-                return value
-        raise KeyError(key)
+        return self._table[key]
 
     def __contains__(self, key: object) -> bool:
-        return any(name == key for name, _ in self._pairs)
+        return key in self._table
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -160,7 +157,7 @@ class FrozenMap(Generic[V_co]):
 
     def get(self, key: str) -> V_co | None:
         """The value at `key`, or None."""
-        return next((value for name, value in self._pairs if name == key), None)
+        return self._table.get(key)
 
     def keys(self) -> tuple[str, ...]:
         """The names, sorted."""

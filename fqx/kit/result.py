@@ -21,7 +21,9 @@ __all__ = ["Failure", "Result", "Success", "attempt", "ensure", "fold", "gather"
 
 def fold(result: Result[A, E], success: Callable[[A], B], failure: Callable[[E], B]) -> B:
     """Leave the track: one function for the value, one for the fault, one answer."""
-    return result.map(success).lash(lambda error: Success(failure(error))).unwrap()
+    if isinstance(result, Success):
+        return success(result.unwrap())
+    return failure(result.failure())
 
 
 def is_success(result: Result[A, E]) -> bool:
@@ -50,12 +52,7 @@ def gather(results: Iterable[Result[A, E]]) -> Result[tuple[A, ...], E]:
     """All values in order, or the first fault; results behind the first fault are not drawn."""
     values: list[A] = []
     for result in results:
-        fault = fold(result, lambda value: _keep(values, value), lambda error: (error,))
-        if fault:
-            return Failure(fault[0])
+        if not isinstance(result, Success):
+            return Failure(result.failure())
+        values.append(result.unwrap())
     return Success(tuple(values))
-
-
-def _keep(values: list[A], value: A) -> tuple[E, ...]:
-    values.append(value)
-    return ()

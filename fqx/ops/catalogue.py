@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from fqx.ir.arg import Arg, refs_in
+from fqx.ir.arg import Arg, DType, refs_in
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node, Origin
@@ -365,13 +365,19 @@ def check_node(node: Node) -> Result[None, Fault]:
 
     Foreign calls and kernels have no row here; of them only the attributes are looked at.
     """
+    fault = malformed(node)
+    return Success(None) if fault is None else Failure(fault)
+
+
+def malformed(node: Node) -> Fault | None:
+    """What `check_node` fails with."""
     row = OPS.get(node.op)
     reason = _misfit(node, row) if row is not None else _ref_in_attrs(node)
     if not reason:
-        return Success(None)
+        return None
     remedy = f"the schema is {row.text}" if row is not None else "move it to the operands"
     fault = Fault(FaultKind.MALFORMED_NODE, reason, remedy)
-    return Failure(fault.located(node.id, node.origin.module, node.origin.source))
+    return fault.located(node.id, node.origin.module, node.origin.source)
 
 
 def _misfit(node: Node, row: Op) -> str:
@@ -389,9 +395,13 @@ def _misfit(node: Node, row: Op) -> str:
     return _ref_in_attrs(node)
 
 
+_PLAIN: Final = (bool, int, float, str, DType, type(None))
+"""Types of literals that hold nothing."""
+
+
 def _ref_in_attrs(node: Node) -> str:
     for name, value in node.attrs.items():
-        if any(True for _ in refs_in(value)):
+        if not isinstance(value, _PLAIN) and any(True for _ in refs_in(value)):
             return f"attribute {name!r} of {node.op} holds a reference"
     return ""
 

@@ -93,8 +93,10 @@ class Op:
 
     def position(self, operand: str) -> int | None:
         """Index of an operand in `Node.args`."""
-        names = [item.name for item in self.operands]
-        return names.index(operand) if operand in names else None
+        for index, item in enumerate(self.operands):
+            if item.name == operand:
+                return index
+        return None
 
     def default(self, attr: str) -> Arg | Required:
         """Default of an attribute."""

@@ -24,10 +24,10 @@ from fqx.ir.names import NodeId, Path, Stage
 from fqx.ir.node import Node
 from fqx.ir.signature import IntType, TensorType, Type
 from fqx.ir.weight import Role
-from fqx.kit.result import Failure, Result, Success, fold
-from fqx.ops.catalogue import OPS, check_node, is_kernel, operand
+from fqx.kit.result import Failure, Result, Success
+from fqx.ops.catalogue import OPS, is_kernel, malformed, operand
 from fqx.ops.schema import Trait
-from fqx.ops.types import Lookup, inferred, type_lookup
+from fqx.ops.types import Lookup, type_lookup, type_or_misfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +105,19 @@ def _node_faults(graph: Graph, spec: _Spec) -> Iterator[Fault]:
         if reason:
             yield _at(node, *reason)
             return
-        yield from fold(check_node(node), lambda _: (), lambda fault: (fault,))
-        found = inferred(node, lookup)
-        misfit = fold(found, lambda _: "", lambda text: f"operands do not fit: {text}")
-        misfit = misfit or _unfit_operands(node, lookup)
+        fault = malformed(node)
+        if fault is not None:
+            yield fault
+        found = type_or_misfit(node, lookup)
+        if isinstance(found, str):
+            yield _at(node, FaultKind.TYPE_DISAGREES, f"operands do not fit: {found}")
+            return
+        misfit = _unfit_operands(node, lookup)
         if misfit:
             yield _at(node, FaultKind.TYPE_DISAGREES, misfit)
             return
         if node.id not in inputs:
-            known[node.id] = found.unwrap()
+            known[node.id] = found
         seen[node.id] = node
 
 

@@ -10,7 +10,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 from fqx.ir.signature import TensorType, TupleType, Type
-from fqx.kit.result import Result, attempt
+from fqx.kit.result import Result, attempt, fold
 from fqx.ops.catalogue import OPS, is_kernel
 from fqx.ops.rules import UNKNOWN, declared_type
 from fqx.ops.schema import Call
@@ -27,17 +27,29 @@ def infer(node: Node, lookup: Lookup) -> Type:
 
     Foreign calls and leaves declare theirs in the attribute `type`; an input is unknown here.
     """
-    return inferred(node, lookup).value_or(UNKNOWN)
+    found = type_or_misfit(node, lookup)
+    return UNKNOWN if isinstance(found, str) else found
 
 
-def inferred(node: Node, lookup: Lookup) -> Result[Type, str]:
-    """As `infer`, but operands that do not fit the op are a failure that says how."""
+def type_or_misfit(node: Node, lookup: Lookup) -> Type | str:
+    """As `infer`, but of operands that do not fit the op it says how.
+
+    Not a Result, since every pass asks it of every node.
+    """
     row = OPS.get(node.op)
-    if row is None and is_kernel(node):
-        return attempt(lambda: kernel_type(node, lookup), str, _MISFITS)
-    if row is None:
-        return attempt(lambda: declared_type(node.attrs.get("type")), str)
-    return attempt(lambda: row.infer(Call(node, row, lookup)), str, _MISFITS)
+    try:
+        if row is not None:
+            return row.infer(Call(node, row, lookup))
+        if is_kernel(node):
+            return kernel_type(node, lookup)
+    except _MISFITS as misfit:
+        return str(misfit)
+    declared: Result[Type, str] = attempt(lambda: declared_type(node.attrs.get("type")), str)
+    return fold(declared, _either, _either)
+
+
+def _either(found: Type | str) -> Type | str:
+    return found
 
 
 def kernel_type(node: Node, lookup: Lookup) -> Type:
