@@ -6,6 +6,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import GetSetDescriptorType
 
 import torch
 from torch import fx, nn
@@ -134,7 +135,17 @@ class _Factories(TorchFunctionMode):
 
 
 class Symbol(fx.Proxy):
-    """A traced value that records `x += y` and `x[i] = y` as the writes they are."""
+    """A traced value that records `x += y` and `x[i] = y` as the writes they are.
+
+    A property such as `x.mT` is recorded where it is read; fx would wait until it is used, in
+    whatever module that happens.
+    """
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        if isinstance(getattr(torch.Tensor, name, None), GetSetDescriptorType):
+            made: fx.Proxy = self.tracer.create_proxy("call_function", getattr, (self, name), {})
+            return made
+        return super().__getattr__(name)
 
     def __setitem__(self, index: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
