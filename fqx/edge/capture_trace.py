@@ -141,7 +141,7 @@ class Symbol(fx.Proxy):
     whatever module that happens.
     """
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> fx.Proxy:  # type: ignore[override]  # fx says Attribute
         if isinstance(getattr(torch.Tensor, name, None), GetSetDescriptorType):
             made: fx.Proxy = self.tracer.create_proxy("call_function", getattr, (self, name), {})
             return made
