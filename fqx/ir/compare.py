@@ -65,14 +65,17 @@ def _table_edits(
 ) -> Iterator[Added | Removed | Changed]:
     if before is after:
         return
-    for key in sorted({*before.keys(), *after.keys()}):
-        old, new = before.get(key), after.get(key)
+    was, now = dict(before.items()), dict(after.items())
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if old is new:
+            continue
         if old is None and new is not None:
-            yield Added(item(key, new), by(item(key, new)))
+            yield Added(made := item(key, new), by(made))
         elif old is not None and new is None:
-            yield Removed(item(key, old), by(item(key, old)))
-        elif old is not None and new is not None and old is not new and old != new:
-            yield Changed(item(key, old), item(key, new), by(item(key, new)))
+            yield Removed(made := item(key, old), by(made))
+        elif old is not None and new is not None and old != new:
+            yield Changed(item(key, old), made := item(key, new), by(made))
 
 
 def _path(edit: Added | Removed | Changed) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fqx.ir.arg import (
     Arg,
@@ -104,7 +104,7 @@ class Node:
         kept = len(args) == len(self.args) and all(
             new is old for new, old in zip(args, self.args, strict=True)
         )
-        return self if kept else replace(self, args=args)
+        return self if kept else Node(self.id, self.op, args, self.attrs, self.origin)
 
     def map_refs(self, change: Callable[[Ref], Arg]) -> Node:
         """With every reference replaced; the same object if none changed."""

@@ -44,6 +44,7 @@ class Weight:
     requires_grad: bool = False
     payload: object = field(default=None, compare=False, repr=False)
     shared: bool = field(default=False, compare=False, repr=False)
+    _code: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def to_json(self) -> Json:
         """Everything but the payload and whose it is."""
@@ -59,8 +60,10 @@ class Weight:
 
     @property
     def code(self) -> str:
-        """Canonical encoding."""
-        return canonical(self.to_json())
+        """Canonical encoding; computed once."""
+        if not self._code:
+            self._code.append(canonical(self.to_json()))
+        return self._code[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,10 @@ class Table(Generic[K, V]):
         return self._plain
 
     def __getitem__(self, key: K) -> V:
-        return self._read()[key]
+        return (self._plain or self._read())[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._read()
+        return key in (self._plain or self._read())
 
     def __len__(self) -> int:
         return len(self._map)
@@ -84,7 +84,7 @@ class Table(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value at `key`, or None."""
-        return self._read().get(key)
+        return (self._plain or self._read()).get(key)
 
     def keys(self) -> tuple[K, ...]:
         """The keys, sorted."""

@@ -8,15 +8,15 @@ differs, under the name of the rule that made it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from fqx.ir.arg import Arg, NodeRef, Ref, WeightRef, map_refs, refs_in
+from fqx.ir.arg import Arg, ArgPath, NodeRef, Ref, WeightRef, map_refs, refs_in
 from fqx.ir.compare import edits_between
 from fqx.ir.diff import Edit, Item, Rewritten, WeightAt, rewritten
 from fqx.ir.fault import Fault, FaultKind
-from fqx.ir.graph import Graph, users, weight_users
+from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName, Path, RuleName
 from fqx.ir.node import Node
 from fqx.ir.signature import Signature, Tree, Type
@@ -72,10 +72,8 @@ class _Work:
         self.nodes: dict[NodeId, Node] = {node.id: node for node in graph}
         self.order: list[NodeId] = list(graph.order)
         self.weights: dict[Path, Weight] = dict(graph.weights.items())
-        self.uses: dict[NodeId, int] = {name: len(found) for name, found in users(graph).items()}
-        self.readers: dict[Path, int] = {
-            path: len(found) for path, found in weight_users(graph).items()
-        }
+        self.uses: dict[NodeId, int] = dict.fromkeys(graph.order, 0)
+        self.readers: dict[Path, int] = dict.fromkeys(graph.weights, 0)
         self.types: dict[NodeId, Type] = dict(types)
         self.stands_for: dict[NodeId, Arg] = {}
         self.retired: set[NodeId] = set()
@@ -94,6 +92,10 @@ class _Work:
             self.retired,
         )
         self.changed = False
+        for node in graph:
+            self.hold(node.refs(), 1)
+        for arg in (*graph.outputs, *graph.updates.values()):
+            self.hold(refs_in(arg), 1)
 
     # -- one walk --
 
@@ -188,9 +190,9 @@ class _Work:
             self.uses[node.id] = 0
         self.nodes[node.id] = node
         self.by_node[node.id] = rule.name
-        self.hold(node.args, 1)
+        self.hold(node.refs(), 1)
         if old is not None:
-            self.hold(old.args, -1)
+            self.hold(old.refs(), -1)
             self.drop_weights(rule.name, old)
 
     def reroute(self, rule: Rule, root: NodeId, value: Arg) -> None:
@@ -200,12 +202,12 @@ class _Work:
         self.by_node[root] = rule.name
         self.by_rest = rule.name
         count, self.uses[root] = self.uses[root], 0
-        self.hold((value,), count)
+        self.hold(refs_in(value), count)
         if isinstance(value, NodeRef) and root in self.types:
             self.types.setdefault(value.id, self.types[root])
 
-    def hold(self, args: tuple[Arg, ...], count: int) -> None:
-        for _, ref in refs_in(args):
+    def hold(self, refs: Iterable[tuple[ArgPath, Ref]], count: int) -> None:
+        for _, ref in refs:
             match ref:
                 case NodeRef(id=name):
                     self.uses[name] = self.uses.get(name, 0) + count
@@ -219,7 +221,7 @@ class _Work:
         node = self.nodes.pop(name)
         self.retired.add(name)
         self.by_node[name] = rule
-        self.hold(node.args, -1)
+        self.hold(node.refs(), -1)
         self.drop_weights(rule, node)
         self.changed = True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -83,6 +83,7 @@ class State:
 STATE_NAMES = ("count", "low", "high", "counts", "exponent", "channel_low", "channel_high")
 
 
+@cache
 def state_names(spec: ObserverSpec) -> tuple[str, ...]:
     """The tensors a state of this spec has, in their order among a node's operands."""
     return () if spec.kind == "fixed" else tuple(empty(spec).tensors())

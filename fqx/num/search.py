@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -223,8 +224,8 @@ def _best(
     cost: _Objective,
     whole: tuple[torch.Tensor, torch.Tensor],
     start: tuple[torch.Tensor, torch.Tensor],
-    low_steps: Sequence[int],
-    high_steps: Sequence[int],
+    low_steps: tuple[int, ...],
+    high_steps: tuple[int, ...],
     ratio: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The first of least cost among `start` times powers of `ratio`, inside `whole`."""
@@ -237,7 +238,8 @@ def _best(
     return low.gather(1, at)[:, 0], high.gather(1, at)[:, 0]
 
 
-def _powers(ratio: float, steps: Sequence[int]) -> torch.Tensor:
+@cache
+def _powers(ratio: float, steps: tuple[int, ...]) -> torch.Tensor:
     """ratio ** step by repeated multiplication, which every machine rounds alike."""
     made: list[float] = []
     for step in steps:

@@ -95,12 +95,11 @@ def type_lookup(graph: Graph) -> tuple[Lookup, dict[NodeId, Type]]:
     known: dict[NodeId, Type] = {
         item.node: item.type for item in graph.signature.inputs if item.node is not None
     }
-    weights = {path: TensorType(w.dtype, w.shape) for path, w in graph.weights.items()}
-    weights.update({path: weights[first] for path, first in graph.ties.items() if first in weights})
 
     def lookup(ref: NodeRef | WeightRef) -> Type:
         if isinstance(ref, NodeRef):
             return known.get(ref.id, UNKNOWN)
-        return weights.get(ref.path, UNKNOWN)
+        weight = graph.weights.get(graph.ties.get(ref.path) or ref.path)
+        return UNKNOWN if weight is None else TensorType(weight.dtype, weight.shape)
 
     return lookup, known

@@ -96,11 +96,7 @@ def _tensors(found: Match) -> Result[_Tensors, Fault]:
     names = [name for name in ("weight", "bias", "gamma", "beta", "mean", "var") if found.has(name)]
     weights = [found.weight(name) for name in names]
     values = gather(tensor_of(weight) for weight in weights if weight is not None)
-    return values.map(
-        lambda tensors: _named(
-            {n: t.to(torch.float64) for n, t in zip(names, tensors, strict=True)}
-        )
-    )
+    return values.map(lambda tensors: _named(dict(zip(names, tensors, strict=True))))
 
 
 def _named(held: Mapping[str, torch.Tensor]) -> _Tensors:
