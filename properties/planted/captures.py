@@ -8,6 +8,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from fqx.edge.materialize import materialize
@@ -140,20 +141,25 @@ def _aten(graph: Graph, relu: Node) -> Node:
     return replace(relu, op=OpName("aten.relu.default"), attrs=relu.attrs.put("type", held))
 
 
-def _contiguous(graph: Graph) -> Callable[..., object]:
-    """A module whose outputs lie in rows whatever the model's do."""
+def _channels_last(graph: Graph) -> Callable[..., object]:
+    """A module whose outputs lie channels last whatever the model's do."""
     module = materialize(graph).unwrap()
-    return lambda *given: tuple(item.contiguous() for item in tensors_in(module(*given)))
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        made = tensors_in(module(*given))
+        return tuple(item.contiguous(memory_format=torch.channels_last) for item in made)
+
+    return run
 
 
-def _reading_old_weights(graph: Graph) -> Callable[..., object]:
+def _coarse(graph: Graph) -> Callable[..., object]:
     """A module that computes in another precision."""
     module = materialize(graph).unwrap()
     return lambda *given: tuple(item.bfloat16().float() for item in tensors_in(module(*given)))
 
 
 MODULES: Mapping[str, Callable[[Graph], Callable[..., object]]] = MappingProxyType(
-    {"other memory formats": _contiguous, "another precision": _reading_old_weights}
+    {"other memory formats": _channels_last, "another precision": _coarse}
 )
 
 CASES: tuple[Planted, ...] = (
