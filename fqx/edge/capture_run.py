@@ -122,10 +122,12 @@ def stored_value(
     model: nn.Module, before: Mapping[tuple[str, str], tuple[object, ...]]
 ) -> tuple[str, str] | None:
     """The attribute in which a traced value was left behind: module path and name."""
+    parameters = {id(leaf) for leaf in before["", ""]}
     for key, leaves in held_values(model).items():
-        known = {id(leaf) for leaf in (*before.get(key, ()), *before["", ""])}
+        known = {id(leaf) for leaf in before.get(key, ())}
         for leaf in leaves:
-            if isinstance(leaf, (torch.Tensor, fx.Proxy)) and id(leaf) not in known:
+            traced = isinstance(leaf, (torch.Tensor, fx.Proxy))
+            if traced and id(leaf) not in known and id(leaf) not in parameters:
                 return key
     return None
 
