@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fqx.ir.names import Stage
     from fqx.ir.show import show
     from fqx.ir.trail import Halt, Step, Trail
-    from fqx.passes.calibrate import calibrate
+    from fqx.passes.calibrate import Stats, calibrate
     from fqx.passes.clean import clean
     from fqx.passes.convert import convert
     from fqx.passes.fold import fold
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from fqx.passes.pipeline import Pass, Pipeline
     from fqx.passes.smooth import smooth
     from fqx.policy.plan import Plan, make_plan
-    from fqx.policy.recipe import Recipe, float_, int8_static, leave_float, use
-    from fqx.policy.selectors import module_type, node, op, path, predicate, regex, scope
+    from fqx.policy.recipe import Recipe, Rule, Scheme, float_, int8_static, leave_float, use
+    from fqx.policy.selectors import Selector, module_type, node, op, path, predicate, regex, scope
     from fqx.policy.target import Target
     from fqx.targets.native import native
     from fqx.targets.onednn import onednn
@@ -58,7 +58,11 @@ __all__ = [
     "Plan",
     "Quantized",
     "Recipe",
+    "Rule",
+    "Scheme",
+    "Selector",
     "Stage",
+    "Stats",
     "Step",
     "Target",
     "Trail",
@@ -131,7 +135,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "ir.names": "Stage",
             "ir.show": "show",
             "ir.trail": "Halt Step Trail",
-            "passes.calibrate": "calibrate",
+            "passes.calibrate": "Stats calibrate",
             "passes.clean": "clean",
             "passes.convert": "convert",
             "passes.fold": "fold",
@@ -141,8 +145,8 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.pipeline": "Pass Pipeline",
             "passes.smooth": "smooth",
             "policy.plan": "Plan make_plan",
-            "policy.recipe": "Recipe float_ int8_static leave_float use",
-            "policy.selectors": "module_type node op path predicate regex scope",
+            "policy.recipe": "Recipe Rule Scheme float_ int8_static leave_float use",
+            "policy.selectors": "Selector module_type node op path predicate regex scope",
             "policy.target": "Target",
             "targets.native": "native",
             "targets.onednn": "onednn",

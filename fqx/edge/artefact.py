@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fqx.edge.admit import admit
-from fqx.edge.container import Content, corrupt, read_file, write_file
+from fqx.edge.container import Content, corrupt, interrupted, read_file, write_file
 from fqx.edge.environment import environment
 from fqx.edge.evidence import decode_evidence, target_of
 from fqx.edge.leaves import attach_leaves
@@ -72,6 +72,10 @@ def save_model(path: FilePath, trail: Trail) -> Result[Digest, Halt]:
     The file at `path` is replaced as a whole or stays as it was. Faults: UNWRITABLE_FILE,
     MISSING_PAYLOAD (a detached trail), STORAGE_CHANGED, INTERRUPTED.
     """
+    return _uninterrupted(path, trail, lambda: _save_model(path, trail))
+
+
+def _save_model(path: FilePath, trail: Trail) -> Result[Digest, Halt]:
     graph = trail.graph
     body: dict[str, Json] = {
         "graph": encode_graph(graph),
@@ -90,6 +94,10 @@ def save_trail(path: FilePath, trail: Trail, weights: Weights = "attached") -> R
     With `weights="detached"` the float weights stay out: those a state_dict brings and those the
     passes compute of them; `verify` computes them again. Faults: as `save_model`.
     """
+    return _uninterrupted(path, trail, lambda: _save_trail(path, trail, weights))
+
+
+def _save_trail(path: FilePath, trail: Trail, weights: Weights) -> Result[Digest, Halt]:
     held = dict(_trail_weights(trail))
     absent = _detachable(trail) if weights == "detached" else frozenset[str]()
     body: dict[str, Json] = {
@@ -99,6 +107,16 @@ def save_trail(path: FilePath, trail: Trail, weights: Weights = "attached") -> R
     }
     kept = {name: weight for name, weight in held.items() if name not in absent}
     return _save(path, "trail", trail, body, kept, absent)
+
+
+def _uninterrupted(
+    path: FilePath, trail: Trail, save: Callable[[], Result[Digest, Halt]]
+) -> Result[Digest, Halt]:
+    """Ctrl-C before the file is begun is the same fault as while it is written."""
+    try:
+        return save()
+    except KeyboardInterrupt:
+        return Failure(Halt(interrupted(path), trail))
 
 
 def read(path: FilePath, digest: str | None = None) -> Result[Artefact, Halt]:

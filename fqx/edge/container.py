@@ -59,13 +59,7 @@ def write_file(path: str | os.PathLike[str], content: Content) -> Result[None, F
             )
         )
     except KeyboardInterrupt:
-        return Failure(
-            Fault(
-                FaultKind.INTERRUPTED,
-                f"saving {target} was interrupted; what was there before is unchanged",
-                "save again",
-            )
-        )
+        return Failure(interrupted(target))
 
 
 def read_file(path: str | os.PathLike[str]) -> Result[Content, Fault]:
@@ -80,6 +74,15 @@ def read_file(path: str | os.PathLike[str]) -> Result[Content, Fault]:
                 lambda tensors: Content(head[0], head[1], tensors)
             )
         )
+    )
+
+
+def interrupted(path: object) -> Fault:
+    """Ctrl-C while saving."""
+    return Fault(
+        FaultKind.INTERRUPTED,
+        f"saving {path} was interrupted; what was there before is unchanged",
+        "save again",
     )
 
 

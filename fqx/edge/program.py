@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import copy
 import hashlib
+import inspect
 import itertools
 import keyword
 import linecache
@@ -29,7 +30,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.signature import Poly, Signature, TensorType, Tree
 from fqx.ir.trail import Halt
 from fqx.ir.tree import fit_call
-from fqx.kit.result import fold
+from fqx.kit.result import attempt, fold
 from fqx.num.tensors import torch_dtype
 
 EXTRA = "_extra_state"
@@ -38,6 +39,10 @@ EXTRA = "_extra_state"
 
 class Refused(Halt, RuntimeError):
     """A module was used in a way that its program does not admit; `fault` says how."""
+
+
+class Unbound(Refused, TypeError):
+    """A call with the wrong number or names of arguments: what Python calls a TypeError, named."""
 
 
 class Owner(nn.Module):
@@ -79,7 +84,7 @@ class Program(fx.GraphModule):
         if signature is not None:
             kind: Any = type(self)
             kind.forward = _forward(self, self.graph, signature)
-            kind.__call__ = nn.Module.__call__
+            kind.__call__ = _call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return _twin(self, lambda tensor: copy.deepcopy(tensor, memo), memo)
@@ -296,6 +301,44 @@ def _revive(
     module = rebuild(program, tensors, leaves)
     module.train(training)
     return module
+
+
+# Calls.
+
+
+def _call(self: Program, *args: Any, **kwargs: Any) -> Any:
+    """`nn.Module.__call__` that names the arguments when their number or names are wrong."""
+    try:
+        return nn.Module.__call__(self, *args, **kwargs)
+    except TypeError as error:
+        fault = None if torch.compiler.is_compiling() else _arity_fault(self, args, kwargs)
+        if fault is None:
+            raise
+        raise Unbound(fault) from error
+
+
+def _arity_fault(
+    module: Program, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Fault | None:
+    """What is wrong with a call that Python itself could not bind; None if it could."""
+    unbound = attempt(
+        lambda: inspect.signature(module.forward).bind(*args, **kwargs),
+        lambda error: str(error),
+        (TypeError,),
+    )
+    said = fold(unbound, lambda _: "", lambda text: text)
+    if not said:
+        return None
+    misfit = fit_call(module.fqx_program.signature, args, kwargs)
+    return fold(misfit, lambda _: _unbindable(said), lambda fault: fault)
+
+
+def _unbindable(said: str) -> Fault:
+    return Fault(
+        FaultKind.INPUT_DOES_NOT_FIT,
+        said,
+        "call with arguments shaped like the example inputs of capture",
+    )
 
 
 # Generated code.

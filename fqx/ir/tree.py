@@ -206,10 +206,10 @@ def _class_named(name: str) -> Callable[..., object] | None:
 
 
 def _misfit(at: str, reason: str) -> Fault:
-    place = f"argument {at}: " if at else ""
+    place = f"{at}: " if not at or at.startswith("argument ") else f"argument {at}: "
     return Fault(
         FaultKind.INPUT_DOES_NOT_FIT,
-        place + reason,
+        place + reason if at else reason,
         "call with arguments shaped like the example inputs of capture",
     )
 
