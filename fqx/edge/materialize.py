@@ -209,9 +209,11 @@ def _natural(path: str) -> tuple[tuple[int, int | str], ...]:
 def _submodule(root: nn.Module, path: str) -> nn.Module:
     owner = root
     for part in path.split(".") if path else ():
-        if part not in owner._modules:
-            owner.add_module(part, Owner())
-        owner = owner.get_submodule(part)
+        inner = owner._modules.get(part)
+        if inner is None:
+            inner = Owner()
+            owner.add_module(part, inner)
+        owner = inner
     return owner
 
 
