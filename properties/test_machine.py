@@ -66,6 +66,16 @@ MAKERS: Mapping[str, Callable[[Sample, Target], Pass]] = MappingProxyType(
     }
 )
 
+ONWARD: Mapping[Stage, str] = MappingProxyType(
+    {
+        Stage.FLOAT: "fuse",
+        Stage.FUSED: "observe",
+        Stage.OBSERVED: "calibrate",
+        Stage.CALIBRATED: "convert",
+        Stage.QUANTIZED: "lower",
+    }
+)
+
 REFUSALS = frozenset({FaultKind.NOT_FINITE, FaultKind.MISSING_STATISTICS})
 """What a pass may find in a graph of the right stage: overflow, or values observed for another
 target that this one does not share."""
@@ -88,12 +98,14 @@ class Trails(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.undone: list[Step] = []
 
-    @initialize(sample=samples(most=6), aim=st.sampled_from(TARGETS))
-    def start(self, sample: Sample, aim: Target) -> None:
-        """Begin with a drawn graph."""
+    @initialize(sample=samples(most=6), aim=st.sampled_from(TARGETS), ahead=st.integers(0, 8))
+    def start(self, sample: Sample, aim: Target, ahead: int) -> None:
+        """Begin with a drawn graph, some of the usual passes behind it."""
         self.sample, self.target = sample, aim
         self.trail = Trail(sample.graph)
         note(f"{aim.label}\n{show(sample.graph)}")
+        for make in tuple(MAKERS.values())[:ahead]:
+            self._run(make(sample, aim))
 
     def teardown(self) -> None:
         self.folder.cleanup()
@@ -103,6 +115,13 @@ class Trails(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(MAKERS)))
     def any_pass(self, name: str) -> None:
         """A pass in whatever place."""
+        self._run(MAKERS[name](self.sample, self.target))
+
+    @precondition(lambda self: self.trail.graph.stage in ONWARD)
+    @rule()
+    def onward(self) -> None:
+        """The pass that leads to the next stage."""
+        name = ONWARD[self.trail.graph.stage]
         self._run(MAKERS[name](self.sample, self.target))
 
     @rule(data=st.data())
@@ -270,4 +289,4 @@ class Trails(RuleBasedStateMachine):
 
 
 TestTrails = Trails.TestCase
-TestTrails.settings = settings(max_examples=40, stateful_step_count=16)
+TestTrails.settings = settings(max_examples=100, stateful_step_count=12)
