@@ -31,13 +31,15 @@ def run(args: argparse.Namespace) -> int:
 def _compared(before: Graph, after: Graph, stat: bool) -> int:
     edits = edits_between(before, after, lambda _: RuleName("diff"))
     say(f"{before.digest[:12]} -> {after.digest[:12]}: {len(edits)} edits")
+    if not edits:
+        return OK
     if stat:
         counts = Counter(_kind(edit) for edit in edits)
         show_table(("edit", "of", "count"), [(*key, str(n)) for key, n in sorted(counts.items())])
     else:
         for edit in edits:
             say(show_edit(edit))
-    return FAILED if edits else OK
+    return FAILED
 
 
 def _kind(edit: Edit) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def _told(found: Artefact, name: str | None) -> int:
         show_table(*coverage_rows(coverage(found.trail)))
         return OK
     if not told.found:
-        near = f"nearest: {', '.join(told.near)}" if told.near else "list all: fqx explain FILE"
-        return fail(Fault(FaultKind.BAD_ARGUMENT, str(told), near), USAGE)
+        remedy = "fqx explain FILE lists all of them"
+        return fail(Fault(FaultKind.BAD_ARGUMENT, str(told), remedy), USAGE)
     say(str(told))
     return OK

@@ -62,7 +62,20 @@ def run(args: argparse.Namespace) -> int:
     """Quantize, save, measure, check."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    for place in (args.out, args.trail):
+        folder = os.path.dirname(os.path.abspath(place)) if place else os.curdir
+        if not os.path.isdir(folder):
+            # known before the work, not after it
+            return fail(_no_folder(place, folder), USAGE)
     return fold(_job(args), lambda job: _done(args, job), lambda fault: fail(fault, USAGE))
+
+
+def _no_folder(place: str, folder: str) -> Fault:
+    return Fault(
+        FaultKind.UNWRITABLE_FILE,
+        f"{place} cannot be written: there is no folder {folder}",
+        "make the folder, or choose another",
+    )
 
 
 def _job(args: argparse.Namespace) -> Result[Job, Fault]:

@@ -148,6 +148,24 @@ def test_broken_files_are_faults(tmp_path: Path, trail: str) -> None:
     assert run("verify", str(cut)) == 3
 
 
+def test_a_folder_that_is_not_there_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "no" / "x.fqx")
+    model = "fqx.testing.small:small_net"
+    assert run("quantize", model, "--calibration", DATA, "--out", out) == 2
+    captured = capsys.readouterr()
+    assert "there is no folder" in captured.err
+    assert not captured.out
+
+
+def test_nothing_to_tell_is_told_briefly(trail: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("diff", trail, trail, "--stat") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert run("explain", trail, "convv") == 2
+    assert capsys.readouterr().err.count("conv2") == 1
+
+
 def test_probe(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("probe", "onednn") == 0
     assert "uint8" in capsys.readouterr().out

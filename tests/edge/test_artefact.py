@@ -330,3 +330,28 @@ def test_artefacts_of_wider_machines_are_refused(tmp_path: Path) -> None:
             check=False,
         )
         assert done.stdout.split() == expected.split(), done.stderr
+
+
+def test_quantize_is_right_on_a_machine_without_vnni() -> None:
+    """A sum of 256 products of full 8-bit integers, which saturates to half of it there."""
+    code = (
+        "import fqx, torch\n"
+        "net = torch.nn.Linear(256, 16, bias=False).eval()\n"
+        "torch.nn.init.ones_(net.weight)\n"
+        "x = torch.ones(4, 256)\n"
+        "done = fqx.quantize(net, (x,), [x, 0 * x], target='onednn', progress=False).unwrap()\n"
+        "assert fqx.count_macs(done.materialize().unwrap(), (x,)).share == 1.0\n"
+        "found = done.materialize().unwrap()(x)\n"
+        "print(float((found - 256).abs().max()), done.trail.steps[-1].text)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    error, text = done.stdout.split()
+    assert float(error) < 256 / 127
+    assert text == 'lower(target="onednn@any")'
