@@ -15,7 +15,7 @@ def main() -> int:
     print("Seconds of each pass over a float graph, on one batch")
     print(table([road(size) for size in SIZES]))
     deep = chain_seconds()
-    print(f"\n{deep.name}: {deep.seconds:.1f} s")
+    print(f"\n{deep.name}: {deep.seconds:.1f} s, processor {deep.processor:.1f} s")
     print("\nNetworks of the zoo, 1 × 3 × 224 × 224, one thread")
     print(HEAD)
     for row in rows():
