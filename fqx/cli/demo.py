@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,15 +55,33 @@ def run_demo(what: str = "digits", folder: Path | None = None) -> int:
     and the record verifies, 1 if not. A fault is raised by `unwrap`.
     """
     demo = {"digits": _digits, "minilm": _minilm}[what]
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return demo(folder)
-    with tempfile.TemporaryDirectory(prefix="fqx-demo-") as made:
-        return demo(Path(made))
+    with _calm():
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return demo(folder)
+        with tempfile.TemporaryDirectory(prefix="fqx-demo-") as made:
+            return demo(Path(made))
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """One thread, which a busy machine disturbs least, and no word about deprecated dtypes.
+
+    Only target `native` uses those; its kernels take nothing else.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def digits_elsewhere(path: str) -> str:
     """Load a trail of the digits demo, run its program on the test digits: accuracy and digest."""
+    torch.set_num_threads(1)
     data = digits.load_digits()
     trail = fqx.load(path).unwrap().trail
     module = fqx.materialize(trail.graph).unwrap()
@@ -164,12 +184,8 @@ def _measured(
 
 
 def _seconds(module: Module, inputs: Sequence[torch.Tensor]) -> float:
-    """The fastest call on one thread: what a busy machine disturbs least."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    best = latency(module, inputs, runs=50).best
-    torch.set_num_threads(threads)
-    return best
+    """The fastest call of fifty, which a busy machine disturbs least."""
+    return latency(module, inputs, runs=50).best
 
 
 def _outcome_row(outcome: Outcome, floating: float) -> tuple[str, ...]:
