@@ -44,7 +44,10 @@ class Stats:
         return "stats"
 
     def to_json(self) -> Json:
-        """Batches, machine, and count and range of every observer; counts are in the graph."""
+        """Batches, machine, and count and range of every observer; counts are in the graph.
+
+        An observer that saw nothing, as a fixed one, has null for the ends of its range.
+        """
         return {
             "batches": self.batches,
             "machine": dict(self.machine),
@@ -136,7 +139,8 @@ def machine() -> dict[str, Json]:
 
 
 def _summary(state: State) -> Json:
-    low, high = state.range
+    # a fixed observer sees nothing; its range has no ends, and JSON no infinities
+    low, high = (None, None) if state.is_empty else state.range
     return {"count": int(state.count), "low": low, "high": high}
 
 

@@ -341,7 +341,7 @@ def _survives_json(subject: Subject, codec: Codec) -> str | None:
 
 
 def _through_text(code: Json) -> Json:
-    read_again: Json = json.loads(json.dumps(code))
+    read_again: Json = json.loads(json.dumps(code, allow_nan=False))
     return read_again
 
 

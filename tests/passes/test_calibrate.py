@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Iterator
 
@@ -305,3 +306,12 @@ def test_memory_is_flat_in_batches() -> None:
 
     collect(graph, stream(), progress=False).unwrap()
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_an_observer_that_sees_nothing_leaves_plain_json() -> None:
+    fixed = observed(ObserverSpec("fixed", low=0.0, high=1.0))
+    stats = collect(fixed, [torch.ones(2, 4)], progress=False).unwrap()
+    code = stats.to_json()
+    json.dumps(code, allow_nan=False)
+    assert isinstance(code, dict) and isinstance(code["observers"], dict)
+    assert code["observers"]["@x:observe"] == {"count": 0, "low": None, "high": None}
