@@ -791,7 +791,7 @@ def _constant_name(module: str, taken: set[str]) -> str:
     found, count = stem, 0
     while found in taken:
         count += 1
-        found = f"{stem}.{count}"
+        found = f"{stem}_{count}"
     return found
 
 

@@ -104,9 +104,12 @@ class Match:
         )
 
     def fresh_path(self, path: str) -> Path:
-        """A path for a new weight: this one, numbered where it is taken."""
+        """A path for a new weight: this one, numbered where it is taken.
+
+        The number follows an underscore: a dot would make a module of the path it is put behind.
+        """
         view = self.view
-        return Path(_fresh(lambda name: name in view.weights or name in view.ties, path))
+        return Path(_fresh(lambda name: name in view.weights or name in view.ties, path, "_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +167,10 @@ def _is_alone(view: View, path: Path) -> bool:
     return view.readers.get(view.first(path), 0) <= 1 and path not in view.held
 
 
-def _fresh(is_taken: Callable[[str], bool], stem: str) -> str:
+def _fresh(is_taken: Callable[[str], bool], stem: str, mark: str = ".") -> str:
     if not is_taken(stem):
         return stem
-    return next(name for index in count(1) if not is_taken(name := f"{stem}.{index}"))
+    return next(name for index in count(1) if not is_taken(name := f"{stem}{mark}{index}"))
 
 
 class _State(NamedTuple):

@@ -327,7 +327,7 @@ def _weight_plan(path: Path, spec: QSpec, *, keeps: bool, taken: dict[Path, None
 def _fresh(path: Path, taken: dict[Path, None]) -> Path:
     name, index = path, 1
     while name in taken:
-        name, index = Path(f"{path}.{index}"), index + 1
+        name, index = Path(f"{path}_{index}"), index + 1
     taken[name] = None
     return name
 

@@ -209,3 +209,16 @@ def test_what_the_plan_promises_is_what_runs(item: Architecture) -> None:
     promised = sum(row.macs for row in weighted if row.verdict is Verdict.INT8)
     module = fqx.materialize(quantized(item.name).graph).unwrap()
     assert count_macs(module, (item.inputs(3, 80),)).int8 == 3 * promised
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_several_constants_of_one_module_have_paths_of_their_own(how: How) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * torch.arange(4).float() + torch.ones(4, 1) * torch.arange(3, 7)
+            return x + torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.tensor([4.0, 3.0, 2.0, 1.0])
+
+    x = torch.ones(2, 4, 4)
+    trail = fqx.capture(Net().eval(), (x,), how=how).bind(fqx.clean().run).unwrap()
+    assert len(trail.graph.weights) > 2
+    assert_same(fqx.materialize(trail.graph).unwrap()(x), Net()(x))
