@@ -14,7 +14,7 @@ def uncollected() -> Iterator[None]:
     A pass makes hundreds of thousands of small immutable values and no cycles. The collector would
     walk all of them again and again, and pass time would grow faster than the graph (measured on
     10,000 nodes: 60 % on top). Reference counting still frees everything at once. See
-    `docs/decisions/collector-pauses-in-passes.md`.
+    `docs/decisions/0007-collector-pauses.md`.
     """
     was_on = gc.isenabled()
     gc.disable()
