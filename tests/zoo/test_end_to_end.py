@@ -50,6 +50,9 @@ one scale a tensor does badly however it is chosen; weights without training mak
 NARROW = 8.0
 """dB a target may lose that must keep activations in 0…127: one bit is 6.02 dB."""
 
+FLOOR = 1.0
+"""dB below which no allowance goes: at 0 dB the error is as large as the output."""
+
 
 @pytest.fixture(autouse=True)
 def _plain_arithmetic() -> Iterator[None]:
@@ -87,7 +90,7 @@ def captured(name: str, how: How) -> Trail:
 @functools.cache
 def calibrated(name: str, how: How) -> Trail:
     """Its calibrated graph, observed for all three targets."""
-    batches = [NETS[name].images(8, seed) for seed in (20, 21, 22)]
+    batches = [NETS[name].images(8, seed) for seed in range(20, 28)]
     road = (
         fqx.clean()
         | fqx.fuse()
@@ -150,7 +153,8 @@ def test_int8_stays_close_to_float(specimen: Specimen, target: str) -> None:
     module = int8_module(specimen.name, "export", target)
     images = specimen.images(8, 60)
     narrow = NARROW if targets()[target].activation.qmax < 255 else 0.0
-    assert sqnr(net(specimen.name)(images), module(images)) >= LEAST[specimen.name] - narrow
+    least = max(LEAST[specimen.name] - narrow, FLOOR)
+    assert sqnr(net(specimen.name)(images), module(images)) >= least
     alone = module(images[:1])
     assert alone.shape[0] == 1
 
@@ -174,7 +178,7 @@ def quantized(name: str) -> Trail:
     done = fqx.quantize(
         architecture(name),
         (item.inputs(2),),
-        calibration=[item.inputs(8, seed) for seed in (20, 21, 22)],
+        calibration=[item.inputs(8, seed) for seed in range(20, 28)],
         progress=False,
     )
     return done.unwrap().trail
