@@ -301,6 +301,10 @@ _ROWS: Final[Mapping[str, Meaning]] = MappingProxyType({
         x, hx, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first),
     "rnn_relu": lambda x, hx, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first: torch.rnn_relu(
         x, hx, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first),
+    "lstm_cell": lambda x, hx, w_ih, w_hh, b_ih, b_hh: torch.lstm_cell(x, hx, w_ih, w_hh, b_ih, b_hh),
+    "gru_cell": lambda x, hx, w_ih, w_hh, b_ih, b_hh: torch.gru_cell(x, hx, w_ih, w_hh, b_ih, b_hh),
+    "rnn_tanh_cell": lambda x, hx, w_ih, w_hh, b_ih, b_hh: torch.rnn_tanh_cell(x, hx, w_ih, w_hh, b_ih, b_hh),
+    "rnn_relu_cell": lambda x, hx, w_ih, w_hh, b_ih, b_hh: torch.rnn_relu_cell(x, hx, w_ih, w_hh, b_ih, b_hh),
     # Python ints
     "size": lambda x, dim: x.shape[dim],
     "int_add": lambda x, y: x + y,

@@ -268,6 +268,10 @@ _ROWS: Final = (
         " bidirectional=False, batch_first=False)", rules.recurrent, CONTAINER),
     _op("rnn_relu(x, hx, weights*; has_biases=True, num_layers=1, dropout=0.0, training=False,"
         " bidirectional=False, batch_first=False)", rules.recurrent, CONTAINER),
+    _op("lstm_cell(x, hx*, w_ih, w_hh, b_ih?, b_hh?)",    rules.lstm_cell, CONTAINER),
+    _op("gru_cell(x, hx, w_ih, w_hh, b_ih?, b_hh?)",      rules.cell),
+    _op("rnn_tanh_cell(x, hx, w_ih, w_hh, b_ih?, b_hh?)", rules.cell),
+    _op("rnn_relu_cell(x, hx, w_ih, w_hh, b_ih?, b_hh?)", rules.cell),
 
     # Python ints at run time.
     _op("size(x; dim)",       rules.size,         PURE_INT),

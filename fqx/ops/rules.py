@@ -358,6 +358,18 @@ def recurrent(call: Call) -> Type:
     return TupleType((out, *(state if state is not None else UNKNOWN for state in states)))
 
 
+def cell(call: Call) -> Type:
+    """The type of the state `hx`."""
+    return call.tensor("hx") or UNKNOWN
+
+
+def lstm_cell(call: Call) -> Type:
+    """The types of the two states."""
+    hx = call.arg("hx")
+    states = [call.type_of(item) for item in (hx if isinstance(hx, tuple) else (hx,))]
+    return TupleType(tuple(state if state is not None else UNKNOWN for state in states))
+
+
 # -- reductions
 
 

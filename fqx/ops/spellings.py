@@ -48,6 +48,7 @@ max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 mean sum amax amin linalg_vector_norm argmax all any cumsum
 reshape permute unsqueeze repeat flip channel_shuffle tril triu gather index_select index_copy
+lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
 """
 
 _OTHER: Final[Mapping[str, str]] = MappingProxyType(

@@ -305,6 +305,7 @@ _AVERAGE = "kernel_size stride padding ceil_mode count_include_pad"
 _CONV = "x weight bias stride padding dilation groups"
 _TRANSPOSED = "x weight bias stride padding output_padding groups dilation"
 _RECURRENT = "x hx weights has_biases num_layers dropout training bidirectional batch_first"
+_CELL = "x hx w_ih w_hh b_ih b_hh"
 
 
 def _normalized(function: Function, text: str) -> Row:
@@ -447,6 +448,10 @@ _ROWS: Mapping[str, Row] = {
     "gru": _call(torch.gru, _RECURRENT),
     "rnn_tanh": _call(torch.rnn_tanh, _RECURRENT),
     "rnn_relu": _call(torch.rnn_relu, _RECURRENT),
+    "lstm_cell": _call(torch.lstm_cell, _CELL),
+    "gru_cell": _call(torch.gru_cell, _CELL),
+    "rnn_tanh_cell": _call(torch.rnn_tanh_cell, _CELL),
+    "rnn_relu_cell": _call(torch.rnn_relu_cell, _CELL),
     "size": _call(torch.Tensor.size, "x dim"),
     "int_add": _call(operator.add, "x y"),
     "int_sub": _call(operator.sub, "x y"),

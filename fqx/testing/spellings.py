@@ -940,6 +940,23 @@ def _recurrent(gates: int, states: int) -> Maker:
     return make
 
 
+def _cell(gates: int, states: int) -> Maker:
+    def make(d: Draw) -> Arguments:
+        batch, size, hidden = (d.integer(1, 3) for _ in range(3))
+        hx = [d.of([batch, hidden], torch.float32, odd=False) for _ in range(states)]
+        biases = d.flag()
+        return {
+            "input": d.of([batch, size], torch.float32, odd=False),
+            "hx": hx if states > 1 else hx[0],
+            "w_ih": d.of([gates * hidden, size], torch.float32, odd=False),
+            "w_hh": d.of([gates * hidden, hidden], torch.float32, odd=False),
+            "b_ih": d.of([gates * hidden], torch.float32, odd=False) if biases else None,
+            "b_hh": d.of([gates * hidden], torch.float32, odd=False) if biases else None,
+        }
+
+    return make
+
+
 def _size(d: Draw) -> Arguments:
     shape = d.shape(1, 4)
     return {"self": d.tensor(shape, ANY), "dim": d.axis(len(shape))}
@@ -1169,6 +1186,9 @@ _MAKERS: Final[Mapping[str, Maker]] = {
     "gru.input": _recurrent(3, 1),
     "rnn_tanh.input": _recurrent(1, 1),
     "rnn_relu.input": _recurrent(1, 1),
+    "lstm_cell": _cell(4, 2),
+    "gru_cell": _cell(3, 1),
+    **_each("rnn_tanh_cell rnn_relu_cell", _cell(1, 1)),
     "sym_size.int": _size,
     "sym_numel": _whole(ANY),
     **_each("detach alias lift_fresh lift_fresh_copy positive", _whole(FLOATS)),

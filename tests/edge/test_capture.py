@@ -165,6 +165,28 @@ def test_an_encoder_layer_is_the_ops_it_is_made_of(how: How) -> None:
 
 
 @pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("bias", [True, False])
+def test_recurrent_cells_are_rows_of_the_catalogue(how: How, bias: bool) -> None:
+    class Cells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTMCell(4, 3, bias=bias)
+            self.gru = nn.GRUCell(3, 3, bias=bias)
+            self.tanh = nn.RNNCell(3, 3, bias=bias)
+            self.relu = nn.RNNCell(3, 3, bias=bias, nonlinearity="relu")
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden, cell = self.lstm(x)
+            return self.relu(self.tanh(self.gru(hidden))), cell
+
+    model = Cells().eval()
+    graph = graph_of(model, torch.randn(2, 4), how=how)
+    cells = [node.op for node in graph if node.op.endswith("_cell")]
+    assert cells == ["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"]
+    check_bits(model, graph, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("how", BOTH)
 def test_tied_weights_and_shared_modules_keep_their_first_name(how: How) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

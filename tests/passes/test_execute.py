@@ -223,6 +223,17 @@ CASES: list[tuple[dict[str, torch.Tensor], Node]] = [
         )
         for op, gates in (("gru", 9), ("rnn_tanh", 3), ("rnn_relu", 3))
     ),
+    (
+        tensors(a=rand(2, 4), b=rand(2, 3), c=rand(12, 4), d=rand(12, 3)),
+        node("lstm_cell", x=A, hx=(B, B), w_ih=C, w_hh=D),
+    ),
+    *(
+        (
+            tensors(a=rand(2, 4), b=rand(2, 3), c=rand(gates, 4), d=rand(gates, 3), e=rand(gates)),
+            node(op, x=A, hx=B, w_ih=C, w_hh=D, b_ih=E, b_hh=E),
+        )
+        for op, gates in (("gru_cell", 9), ("rnn_tanh_cell", 3), ("rnn_relu_cell", 3))
+    ),
     (tensors(a=X2), node("size", x=A, dim=1)),
     (tensors(a=X2), node("observe", x=A, observer=FrozenMap({"kind": "minmax"}))),
     (
