@@ -16,9 +16,9 @@ LEAST_SCALE = 2.0**-60
 """No scale is smaller, so that 1/scale and products of two scales are normal float32 numbers."""
 
 
-def scale_for(span: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+def scale_for(span: torch.Tensor, qmin: int, qmax: int, least: float = 0.0) -> torch.Tensor:
     """float64, rounded to float32: span / (qmax - qmin); 1 where the span is zero."""
-    scale = (span / float(qmax - qmin)).clamp(min=LEAST_SCALE)
+    scale = (span / float(qmax - qmin)).clamp(min=max(least, LEAST_SCALE))
     scale = torch.where(span == 0.0, torch.ones_like(scale), scale)
     return scale.to(torch.float32).to(torch.float64)
 
@@ -29,11 +29,17 @@ def span_of(low: torch.Tensor, high: torch.Tensor, symmetric: bool) -> torch.Ten
 
 
 def zero_for(
-    low: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int, symmetric: bool
+    low: torch.Tensor,
+    scale: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    symmetric: bool,
+    zero: int | None = None,
 ) -> torch.Tensor:
-    """int32: the integer that stands for 0.0, for low <= 0."""
+    """int32: the integer that stands for 0.0, for low <= 0; `zero` in place of the middle."""
     if symmetric:
-        return torch.full_like(low, (qmin + qmax + 1) // 2, dtype=torch.int32)
+        middle = (qmin + qmax + 1) // 2 if zero is None else zero
+        return torch.full_like(low, middle, dtype=torch.int32)
     return (qmin - (low / scale).round()).clamp(qmin, qmax).to(torch.int32)
 
 

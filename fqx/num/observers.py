@@ -17,6 +17,7 @@ import torch
 
 from fqx.ir.fault import Fault, FaultKind
 from fqx.kit.result import Failure, Result, Success
+from fqx.num import single
 from fqx.num.scheme import ObserverSpec
 
 NO_EXPONENT = -(1 << 20)
@@ -337,10 +338,10 @@ def _at_exponent(state: State, exponent: int) -> torch.Tensor:
 
 
 def _averaged(spec: ObserverSpec, state: State, low: float, high: float) -> State:
-    if state.is_empty:
-        means = low, high
+    was_low, was_high = (low, high) if state.is_empty else state.range
+    if spec.formula == "float32":
+        means = single.moved(was_low, low, spec.rate), single.moved(was_high, high, spec.rate)
     else:
-        was_low, was_high = state.range
         means = was_low + spec.rate * (low - was_low), was_high + spec.rate * (high - was_high)
     return State(state.count + 1, *(torch.tensor(mean, dtype=torch.float64) for mean in means))
 

@@ -1,4 +1,6 @@
-"""From what was observed to scale and zero point, in float64 and in a fixed order.
+"""From what was observed to scale and zero point, in a fixed order.
+
+In float64 unless the observer's formula is float32; see `fqx.num.single` for that.
 
 With low' = min(low, 0) and high' = max(high, 0), so that zero is exact:
 affine: scale = (high' - low') / (qmax - qmin), zero = qmin - rint(low' / scale);
@@ -16,7 +18,7 @@ import torch
 from fqx.ir.arg import DType
 from fqx.ir.fault import Fault, FaultKind
 from fqx.kit.result import Failure, Result, Success
-from fqx.num import affine, search
+from fqx.num import affine, search, single
 from fqx.num.observers import State
 from fqx.num.scheme import QSpec, check_qspec
 
@@ -96,13 +98,24 @@ def _answer(
 
 def qparams_between(spec: QSpec, low: torch.Tensor, high: torch.Tensor) -> QParams:
     """Scale and zero point that cover `low` to `high`, both [] or [channels], finite."""
+    if spec.observer.formula == "float32":
+        return _single(spec, low, high)
     low = low.to(torch.float64).clamp(max=0.0)
     high = high.to(torch.float64).clamp(min=0.0)
     span = affine.span_of(low, high, spec.symmetric)
-    scale = affine.scale_for(span, spec.qmin, spec.qmax)
-    zero = affine.zero_for(low, scale, spec.qmin, spec.qmax, spec.symmetric)
+    scale = affine.scale_for(span, spec.qmin, spec.qmax, spec.observer.least_scale)
+    zero = affine.zero_for(low, scale, spec.qmin, spec.qmax, spec.symmetric, spec.zero)
     axis = spec.axis if scale.dim() else None
     return QParams(scale.to(torch.float32), zero, spec.qmin, spec.qmax, spec.dtype, axis)
+
+
+def _single(spec: QSpec, low: torch.Tensor, high: torch.Tensor) -> QParams:
+    least, zero = spec.observer.least_scale, spec.zero
+    if zero is None and spec.symmetric:
+        zero = (spec.qmin + spec.qmax + 1) // 2
+    scale, zero_point = single.scale_and_zero(low, high, spec.qmin, spec.qmax, least, zero)
+    axis = spec.axis if scale.dim() else None
+    return QParams(scale, zero_point, spec.qmin, spec.qmax, spec.dtype, axis)
 
 
 def quantize_weight(tensor: torch.Tensor, spec: QSpec) -> Result[QuantizedWeight, Fault]:
@@ -172,7 +185,8 @@ def _missing(reason: str, remedy: str) -> Fault:
 
 def _extremes(spec: QSpec, state: State) -> tuple[torch.Tensor, torch.Tensor]:
     if spec.observer.kind == "fixed":
-        return torch.tensor(spec.observer.low), torch.tensor(spec.observer.high)
+        low, high = spec.observer.low, spec.observer.high
+        return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
     if spec.axis is not None and state.channel_low is not None and state.channel_high is not None:
         return state.channel_low, state.channel_high
     return state.low, state.high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -19,6 +20,9 @@ ObserverKind: TypeAlias = Literal[
 
 Search: TypeAlias = Literal["minmax", "percentile", "mse", "entropy"]
 """How a range is chosen from what was collected."""
+
+Formula: TypeAlias = Literal["float64", "float32"]
+"""The precision of averages, scale and zero point; float32 in the order of torch.ao's observers."""
 
 When: TypeAlias = Literal["static", "dynamic", "weight"]
 """When scale and zero point are computed."""
@@ -40,6 +44,9 @@ class ObserverSpec:
 
     `search` is `minmax` for the whole range; a histogram also knows `percentile` (`percentile`
     per cent of the values lie inside), `mse` and `entropy`.
+
+    `formula` is the precision in which averages and scales are computed; `least_scale` the least
+    scale a range gives, which under float32 also an empty range gets.
     """
 
     kind: ObserverKind = "minmax"
@@ -50,6 +57,8 @@ class ObserverSpec:
     rate: float = 0.01
     low: float = 0.0
     high: float = 0.0
+    formula: Formula = "float64"
+    least_scale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,8 @@ class QSpec:
     """How values of one edge become integers of `dtype` between `qmin` and `qmax`.
 
     `symmetric` puts zero in the middle of the integers; `axis` None is per tensor, an int per
-    channel along that axis. `observer` says what the range is read from.
+    channel along that axis. `observer` says what the range is read from. `zero` is the integer a
+    symmetric spec puts zero at where that is not the middle.
     """
 
     dtype: DType
@@ -67,6 +77,7 @@ class QSpec:
     axis: int | None = None
     observer: ObserverSpec = ObserverSpec()
     when: When = "static"
+    zero: int | None = None
 
 
 def uint8_affine(observer: ObserverSpec | None = None, qmax: int = 255) -> QSpec:
@@ -91,13 +102,14 @@ def collects_like(one: ObserverSpec, two: ObserverSpec) -> bool:
     return collected(one) == collected(two)
 
 
-def collected(spec: ObserverSpec) -> tuple[str, int | None, int, float]:
+def collected(spec: ObserverSpec) -> tuple[str, int | None, int, float, str]:
     """What decides the state an observer collects; how a range is read from it plays no part."""
     return (
         spec.kind,
         spec.axis if spec.kind in ("channel_minmax", "histogram") else None,
         spec.bins if spec.kind == "histogram" else 0,
         spec.rate if spec.kind == "moving_average" else 0.0,
+        spec.formula if spec.kind == "moving_average" else "",
     )
 
 
@@ -119,6 +131,8 @@ def check_observer(spec: ObserverSpec) -> Result[ObserverSpec, Fault]:
         (not 0.0 < spec.percentile <= 100.0, f"{spec.percentile} is not a percentile"),
         (not 0.0 < spec.rate <= 1.0, f"a moving average's rate is in (0, 1], not {spec.rate}"),
         (spec.kind == "fixed" and not spec.low <= spec.high, "a fixed range has low <= high"),
+        (spec.formula not in get_args(Formula), f"there is no formula {spec.formula!r}"),
+        (not 0.0 <= spec.least_scale < math.inf, f"{spec.least_scale} is no least scale"),
     )
     reasons = [reason for holds, reason in wrong if holds]
     return Failure(_bad(reasons[0])) if reasons else Success(spec)
@@ -131,6 +145,10 @@ def check_qspec(spec: QSpec) -> Result[QSpec, Fault]:
         return Failure(_bad(f"{spec.dtype.value} is not a type values are quantized to"))
     if not bounds[0] <= spec.qmin < spec.qmax <= bounds[1]:
         return Failure(_bad(f"{spec.dtype.value} does not hold {spec.qmin}..{spec.qmax}"))
+    if spec.zero is not None and not bounds[0] <= spec.zero <= bounds[1]:
+        return Failure(_bad(f"{spec.dtype.value} does not hold the zero {spec.zero}"))
+    if spec.zero is not None and not spec.symmetric:
+        return Failure(_bad("only a symmetric spec says which integer zero is"))
     return check_observer(spec.observer).map(lambda _: spec)
 
 
@@ -149,9 +167,11 @@ def _bad(reason: str) -> Fault:
 
 
 def spec_to_arg(spec: ObserverSpec) -> FrozenMap[Arg]:
-    """An observer spec as plain data for a node's attrs."""
+    """An observer spec as plain data for a node's attrs; formula and floor only where set."""
     return FrozenMap(
         {
+            **({} if spec.formula == "float64" else {"formula": spec.formula}),
+            **({} if spec.least_scale == 0.0 else {"least_scale": float(spec.least_scale)}),
             "kind": spec.kind,
             "search": spec.search,
             "axis": spec.axis,
@@ -167,6 +187,7 @@ def spec_to_arg(spec: ObserverSpec) -> FrozenMap[Arg]:
 def spec_from_arg(arg: Arg) -> Result[ObserverSpec, Fault]:
     """Inverse of `spec_to_arg`; BAD_RECIPE if the data is no observer spec."""
     fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
+    fields = {"formula": "float64", "least_scale": 0.0, **fields}
     match tuple(fields.get(name) for name in _OBSERVER_FIELDS):
         case (
             ("minmax" | "channel_minmax" | "histogram" | "moving_average" | "fixed") as kind,
@@ -177,19 +198,28 @@ def spec_from_arg(arg: Arg) -> Result[ObserverSpec, Fault]:
             float() as rate,
             float() as low,
             float() as high,
+            ("float64" | "float32") as formula,
+            float() as least_scale,
         ):
             made = ObserverSpec(_KINDS[kind], _SEARCHES[search], axis, bins, percentile, rate)
-            return check_observer(replace(made, low=low, high=high))
+            made = replace(made, low=low, high=high, formula=_FORMULAS[formula])
+            return check_observer(replace(made, least_scale=least_scale))
         case _:
             return Failure(_bad(f"not an observer spec: {arg!r}"))
 
 
-_OBSERVER_FIELDS = ("kind", "search", "axis", "bins", "percentile", "rate", "low", "high")
+_OBSERVER_FIELDS = (
+    *("kind", "search", "axis", "bins", "percentile", "rate", "low", "high"),
+    *("formula", "least_scale"),
+)
 _KINDS: Mapping[object, ObserverKind] = MappingProxyType(
     {kind: kind for kind in get_args(ObserverKind)}
 )
 _SEARCHES: Mapping[object, Search] = MappingProxyType(
     {search: search for search in get_args(Search)}
+)
+_FORMULAS: Mapping[object, Formula] = MappingProxyType(
+    {formula: formula for formula in get_args(Formula)}
 )
 _WHENS: Mapping[object, When] = MappingProxyType({when: when for when in get_args(When)})
 
@@ -205,6 +235,7 @@ def qspec_to_arg(spec: QSpec) -> FrozenMap[Arg]:
             "axis": spec.axis,
             "observer": spec_to_arg(spec.observer),
             "when": spec.when,
+            **({} if spec.zero is None else {"zero": spec.zero}),
         }
     )
 
@@ -221,8 +252,9 @@ def qspec_from_arg(arg: Arg) -> Result[QSpec, Fault]:
             (int() | None) as axis,
             observer,
             ("static" | "dynamic" | "weight") as when,
+            (int() | None) as zero,
         ):
-            made = QSpec(dtype, qmin, qmax, symmetric, axis, when=_WHENS[when])
+            made = QSpec(dtype, qmin, qmax, symmetric, axis, when=_WHENS[when], zero=zero)
             return spec_from_arg(observer).bind(
                 lambda seen: check_qspec(replace(made, observer=seen))
             )
@@ -230,4 +262,4 @@ def qspec_from_arg(arg: Arg) -> Result[QSpec, Fault]:
             return Failure(_bad(f"not a quantization spec: {arg!r}"))
 
 
-_QSPEC_FIELDS = ("dtype", "qmin", "qmax", "symmetric", "axis", "observer", "when")
+_QSPEC_FIELDS = ("dtype", "qmin", "qmax", "symmetric", "axis", "observer", "when", "zero")

@@ -261,8 +261,9 @@ def _error_cost(spec: QSpec, tables: _Tables) -> _Objective:
 def _quantizer(
     spec: QSpec, low: torch.Tensor, high: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = affine.scale_for(affine.span_of(low, high, spec.symmetric), spec.qmin, spec.qmax)
-    zero = affine.zero_for(low, scale, spec.qmin, spec.qmax, spec.symmetric)
+    span = affine.span_of(low, high, spec.symmetric)
+    scale = affine.scale_for(span, spec.qmin, spec.qmax, spec.observer.least_scale)
+    zero = affine.zero_for(low, scale, spec.qmin, spec.qmax, spec.symmetric, spec.zero)
     return scale, zero.to(torch.float64)
 
 

@@ -290,7 +290,7 @@ def _weight_spec(scheme: Scheme, kind: UnitKind, target: Target) -> QSpec:
     spec = narrowed(scheme.weight, target.weight) or scheme.weight
     axis = None if scheme.weight.axis is None else kind.channel_axis
     if axis is None:
-        return replace(spec, axis=None, observer=ObserverSpec(search=spec.observer.search))
+        return replace(spec, axis=None, observer=replace(spec.observer, kind="minmax", axis=None))
     return replace(spec, axis=axis, observer=replace(spec.observer, axis=axis))
 
 
