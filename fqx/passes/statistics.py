@@ -109,8 +109,8 @@ def _whole(state: State) -> State:
 
 def _of_the_whole(spec: ObserverSpec) -> tuple[object, ...]:
     """What decides the statistics an observer keeps of the tensor as a whole."""
-    kind, _, bins, rate = collected(spec)
-    return kind, bins, rate
+    kind, _, *rest = collected(spec)
+    return kind, *rest
 
 
 def _by_value(listed: tuple[Observer, ...]) -> Observers:
