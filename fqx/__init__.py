@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fqx.passes.calibrate import Stats, calibrate
     from fqx.passes.clean import clean
     from fqx.passes.convert import convert
+    from fqx.passes.expose import borders, expose
     from fqx.passes.fold import fold
     from fqx.passes.fuse import fuse
     from fqx.passes.lower import lower
@@ -68,6 +69,7 @@ __all__ = [
     "Trail",
     "apply",
     "blame",
+    "borders",
     "calibrate",
     "capture",
     "clean",
@@ -75,6 +77,7 @@ __all__ = [
     "count_macs",
     "coverage",
     "explain",
+    "expose",
     "float_",
     "fold",
     "fuse",
@@ -138,6 +141,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.calibrate": "Stats calibrate",
             "passes.clean": "clean",
             "passes.convert": "convert",
+            "passes.expose": "borders expose",
             "passes.fold": "fold",
             "passes.fuse": "fuse",
             "passes.lower": "lower",

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from fqx.ir.fault import FaultKind
 from fqx.ir.show import show
 from fqx.ir.trail import Halt, Trail
-from fqx.kit.result import Result
+from fqx.kit.result import Result, is_success
 from fqx.passes.calibrate import calibrate
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
@@ -25,6 +26,7 @@ from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
+from fqx.testing.borders import BORDER_LAWS
 from fqx.testing.graphs import Sample, samples
 from fqx.testing.laws import EXACT, IDEMPOTENT, PASS_LAWS, Law, Subject, broken, violations
 from fqx.testing.quantization import ROAD_LAWS, Road
@@ -80,8 +82,21 @@ def test_every_road_obeys_the_laws(sample: Sample, target: Target) -> None:
     assert not found, "\n\n".join(map(str, found))
 
 
+@given(samples(), st.sampled_from(TARGETS))
+def test_what_is_exposed_is_missing_from_nothing_else(sample: Sample, target: Target) -> None:
+    """Every input and output that can be exposed, all of them at once."""
+    graph = _taken(sample, target).before("lower")
+    count_in, count_out = len(graph.signature.inputs), len(graph.outputs)
+    inputs = tuple(at for at in range(count_in) if is_success(expose((at,)).rewrite(graph)))
+    outputs = tuple(at for at in range(count_out) if is_success(expose((), (at,)).rewrite(graph)))
+    assume(inputs or outputs)
+    found = violations(expose(inputs, outputs), graph, BORDER_LAWS, sample.inputs)
+    assert not found, "\n\n".join(map(str, found))
+
+
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_every_pass_obeys_the_laws,
     test_every_road_obeys_the_laws,
+    test_what_is_exposed_is_missing_from_nothing_else,
 )
 """What `python -m properties` runs on drawn graphs."""

@@ -468,6 +468,17 @@ def _native_dequantize(attrs: Attrs) -> Run:
     return lambda x: x.dequantize().to(dtype)
 
 
+def _native_wrap(attrs: Attrs) -> Run:
+    """Plain integers as a quantized tensor of the program's own."""
+    hush()
+    scale, zero_point = attrs["scale"], attrs["zero_point"]
+    return lambda x: torch._make_per_tensor_quantized_tensor(x, scale, zero_point)
+
+
+def _native_unwrap(_: Attrs) -> Run:
+    return lambda x: x.int_repr()
+
+
 def _native_bounded(run: Run, attrs: Attrs) -> Run:
     if (attrs["qmin"], attrs["qmax"]) == (0, 255):
         return run
@@ -645,6 +656,8 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("onednn.mul"): _pair("mul"),
         OpName("native.quantize"): _native_quantize,
         OpName("native.dequantize"): _native_dequantize,
+        OpName("native.wrap"): _native_wrap,
+        OpName("native.unwrap"): _native_unwrap,
         **{
             OpName(f"native.conv{n}d"): _native_weighted(f"conv{n}d", _conv_prepack(n))
             for n in (1, 2, 3)

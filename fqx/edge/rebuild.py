@@ -12,6 +12,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, gather
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
@@ -62,6 +63,15 @@ def _convert(options: Options) -> Result[Pass, Fault]:
     return target_from_arg(options.get("target")).map(convert)
 
 
+def _expose(options: Options) -> Result[Pass, Fault]:
+    return Success(expose(_places(options.get("inputs")), _places(options.get("outputs"))))
+
+
+def _places(arg: Arg) -> tuple[int | str, ...]:
+    listed = arg if isinstance(arg, tuple) else ()
+    return tuple(place for place in listed if isinstance(place, (int, str)))
+
+
 def _lower(options: Options) -> Result[Pass, Fault]:
     return target_from_arg(options.get("target")).map(lower)
 
@@ -75,6 +85,7 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
         "observe": _observe,
         "convert": _convert,
         "lower": _lower,
+        "expose": _expose,
     }
 )
 

@@ -44,6 +44,7 @@ class FaultKind(Enum):
     BAD_RECIPE = "a recipe asks for something that does not exist"
     UNSUPPORTED_TARGET = "the target cannot run on this machine or with this graph"
     CONFLICTING_PLAN = "a plan contradicts itself or its graph"
+    NO_BORDER = "an input or output cannot be exposed as integers"
     # calibration
     EMPTY_CALIBRATION = "the calibration set has no batches"
     EMPTY_BATCH = "a calibration batch holds no elements"

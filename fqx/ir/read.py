@@ -14,6 +14,7 @@ from fqx.ir.graph import Graph, graph_of
 from fqx.ir.names import BlockName, Digest, NodeId, OpName, Path, Stage
 from fqx.ir.node import Node
 from fqx.ir.signature import (
+    Border,
     Dim,
     Input,
     IntType,
@@ -23,6 +24,7 @@ from fqx.ir.signature import (
     Tree,
     TupleType,
     Type,
+    borders_from_arg,
 )
 from fqx.ir.text import BARE, read_dim, split
 from fqx.ir.weight import Layout, Leaf, Role, Weight
@@ -138,6 +140,7 @@ class _Parts:
     kwargs: Tree = field(default_factory=lambda: Tree("dict"))
     output: Tree = field(default_factory=lambda: Tree("leaf"))
     params: tuple[str, ...] = ()
+    borders: tuple[Border, ...] = ()
     weights: dict[Path, Weight] = field(default_factory=dict)
     ties: dict[Path, Path] = field(default_factory=dict)
     updates: dict[Path, NodeRef] = field(default_factory=dict)
@@ -159,6 +162,7 @@ def _program(cursor: _Cursor, end: str) -> Graph:
         parts.output,
         FrozenMap(parts.dims),
         parts.params,
+        parts.borders,
     )
     return graph_of(
         parts.nodes,
@@ -446,6 +450,10 @@ def _params_statement(cursor: _Cursor, parts: _Parts) -> None:
     parts.params = tuple(str(name) for name in names) if isinstance(names, tuple) else ()
 
 
+def _borders_statement(cursor: _Cursor, parts: _Parts) -> None:
+    parts.borders = borders_from_arg(_arg(cursor))
+
+
 def _return_statement(cursor: _Cursor, parts: _Parts) -> None:
     parts.output = _tree(cursor)
 
@@ -457,6 +465,7 @@ _STATEMENTS: Mapping[str, Callable[[_Cursor, _Parts], None]] = MappingProxyType(
         "args": _args_statement,
         "kwargs": _kwargs_statement,
         "params": _params_statement,
+        "borders": _borders_statement,
         "return": _return_statement,
         "update": _update_statement,
         "weight": _weight_statement,

@@ -25,7 +25,7 @@ from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.ir.node import Node
-from fqx.ir.signature import Input, Signature, Type
+from fqx.ir.signature import Input, Signature, Type, borders_to_arg
 from fqx.ir.text import (
     WIDTH,
     show_arg,
@@ -92,6 +92,8 @@ def _signature(signature: Signature) -> Iterator[str]:
     yield wrap(f"kwargs {show_tree(signature.kwargs)}")
     if signature.params:
         yield wrap(f"params {show_arg(signature.params)}")
+    if signature.borders:
+        yield wrap(f"borders {show_arg(borders_to_arg(signature.borders))}")
 
 
 def _input(item: Input) -> str:

@@ -6,7 +6,9 @@ Expressions are integer polynomials in canonical form, so that equal expressions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
 from typing import TypeAlias
 
 from fqx.ir.arg import Arg, DType, Json, canonical, decode_arg, encode_arg
@@ -193,13 +195,32 @@ class Tree:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Border:
+    """An input or output that is integers of one scale: `value = (integer - zero_point) * scale`.
+
+    `side` is input or output, `index` counts the signature's inputs or the leaves of its output
+    tree, `name` is the readable path there. The integers lie in qmin..qmax: the program is told so
+    and does not look.
+    """
+
+    side: str
+    index: int
+    name: str
+    dtype: DType
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Signature:
     """Inputs by position, trees of arguments and outputs, and the named dimensions.
 
     `args` and `kwargs` are trees whose leaves are indices into `inputs`; `params` are the names of
     the positional parameters of the model's forward. `dims` gives each named dimension's inclusive
-    (least, greatest or None).
+    (least, greatest or None). `borders` are the inputs and outputs that are integers.
     """
 
     inputs: tuple[Input, ...]
@@ -208,6 +229,7 @@ class Signature:
     output: Tree
     dims: FrozenMap[tuple[int, int | None]]
     params: tuple[str, ...] = ()
+    borders: tuple[Border, ...] = ()
 
     @property
     def code(self) -> str:
@@ -301,9 +323,39 @@ def decode_tree(code: Json) -> Tree:
             raise ValueError(f"not a tree: {code!r}")
 
 
+def borders_to_arg(borders: tuple[Border, ...]) -> Arg:
+    """Borders as an argument, for texts and files."""
+    return tuple(astuple(border) for border in borders)
+
+
+def borders_from_arg(arg: Arg) -> tuple[Border, ...]:
+    """Inverse of `borders_to_arg`; ValueError on anything else."""
+    return tuple(_border(item) for item in arg) if isinstance(arg, tuple) else (_border(arg),)
+
+
+def _border(arg: Arg) -> Border:
+    match arg:
+        case (
+            str() as side,
+            int() as index,
+            str() as name,
+            DType() as dtype,
+            float() as scale,
+            int() as zero_point,
+            int() as qmin,
+            int() as qmax,
+        ) if side in ("input", "output"):
+            return Border(side, index, name, dtype, scale, zero_point, qmin, qmax)
+        case _:
+            raise ValueError(f"not a border: {arg!r}")
+
+
 def encode_signature(signature: Signature) -> Json:
-    """A signature as JSON."""
+    """A signature as JSON; one without borders says nothing of them."""
+    held = encode_arg(borders_to_arg(signature.borders))
+    borders: dict[str, Json] = {"borders": held} if signature.borders else {}
     return {
+        **borders,
         "inputs": [
             {
                 "name": item.name,
@@ -339,9 +391,15 @@ def decode_signature(code: Json) -> Signature:
                 decode_tree(output),
                 FrozenMap({name: _decode_bounds(bounds) for name, bounds in dims.items()}),
                 tuple(str(name) for name in params),
+                _decode_borders(code),
             )
         case _:
             raise ValueError("not a signature")
+
+
+def _decode_borders(code: Json) -> tuple[Border, ...]:
+    held = code.get("borders", []) if isinstance(code, dict) else []
+    return borders_from_arg(decode_arg(held))
 
 
 def _decode_bounds(code: Json) -> tuple[int, int | None]:
@@ -361,6 +419,17 @@ def _decode_input(code: Json) -> Input:
             return Input(name, at, decode_type(kind), decode_arg(constant))
         case _:
             raise ValueError(f"not an input: {code!r}")
+
+
+def map_leaves(tree: Tree, change: Callable[[int, Arg], Arg]) -> Tree:
+    """The tree with `change(index, leaf)` in place of every leaf, counted from the left."""
+    return _mapped_leaves(tree, change, itertools.count())
+
+
+def _mapped_leaves(tree: Tree, change: Callable[[int, Arg], Arg], at: Iterator[int]) -> Tree:
+    if tree.kind == "leaf":
+        return replace(tree, leaf=change(next(at), tree.leaf))
+    return replace(tree, items=tuple(_mapped_leaves(item, change, at) for item in tree.items))
 
 
 def tree_leaves(tree: Tree) -> tuple[Arg, ...]:

@@ -22,7 +22,7 @@ from fqx.ir.fault import Fault
 from fqx.ir.graph import OUTPUT, Graph, Use, fresh_id, users
 from fqx.ir.names import NodeId, OpName, RuleName, Stage
 from fqx.ir.node import Node, Origin
-from fqx.ir.signature import TensorType, Tree, Type
+from fqx.ir.signature import Border, TensorType, Tree, Type, map_leaves
 from fqx.kit.frozen import FrozenMap, Table, row
 from fqx.kit.result import Result
 from fqx.num.affine import quantize
@@ -131,6 +131,7 @@ class _Integers:
 class _Shop:
     """A graph while its units are replaced.
 
+    `borders` are the inputs that are integers, `wraps` what makes quantized tensors of them.
     `swaps` holds the new node at an id, `reads` what stands for a value now, `extra` the nodes
     that come right before an id, `late` the units by where they ended, `twins` the nodes
     on integers that take the names of those on floats where these are gone.
@@ -142,8 +143,10 @@ class _Shop:
     position: dict[NodeId, int] = field(init=False)
     types: dict[NodeId, Type] = field(init=False)
     place: Place = field(init=False)
+    borders: dict[NodeId, Border] = field(init=False)
     swaps: dict[NodeId, Node] = field(default_factory=dict)
     reads: dict[NodeId, NodeId] = field(default_factory=dict)
+    wraps: dict[NodeId, Node] = field(default_factory=dict)
     extra: dict[NodeId, list[Node]] = field(default_factory=dict)
     late: dict[NodeId, NodeId] = field(default_factory=dict)
     claimed: set[NodeId] = field(default_factory=set)
@@ -161,6 +164,7 @@ class _Shop:
         self.users, self.types = users(graph), types(graph)
         self.position = {name: index for index, name in enumerate(graph.order)}
         self.taken = dict.fromkeys(graph.order)
+        self.borders = _integer_inputs(graph)
         self.place = Place(
             graph, self.users, self.position, self.types, lambda name: name not in self.claimed
         )
@@ -169,6 +173,8 @@ class _Shop:
 
     def work(self) -> None:
         """Replace what can be, in program order."""
+        if self.target.form == "quantized":
+            self._wrap()
         kinds: dict[OpName, tuple[UnitKind, ...]] = {}
         for node in self.source:
             if node.op == "quantize":
@@ -177,7 +183,7 @@ class _Shop:
                 found = kinds.setdefault(node.op, self._kinds(node.op))
                 self._anchor(node, found)
         if self.target.form == "quantized":
-            self._borders()
+            self._quantizers()
 
     def _kinds(self, op: OpName) -> tuple[UnitKind, ...]:
         """Rows to try, longest first; an addend that is read again is copied, not refused."""
@@ -224,7 +230,13 @@ class _Shop:
         if not isinstance(held, NodeRef) or not isinstance(scale, float):
             return None
         maker = self.source[held.id]
-        if not isinstance(zero_point, int) or maker.op != "quantize":
+        if not isinstance(zero_point, int):
+            return None
+        border = self.borders.get(held.id)
+        if border is not None:
+            ends = (border.dtype, border.qmin, border.qmax)
+            return _Integers(held.id, scale, zero_point, *ends)
+        if maker.op != "quantize":
             return None
         dtype, qmin, qmax = (maker.attrs[name] for name in ("dtype", "qmin", "qmax"))
         if not (isinstance(dtype, DType) and isinstance(qmin, int) and isinstance(qmax, int)):
@@ -475,7 +487,45 @@ class _Shop:
 
     # torch's quantized tensors.
 
-    def _borders(self) -> None:
+    def _wrap(self) -> None:
+        """Plain integers that come in become quantized tensors."""
+        for name, border in self.borders.items():
+            if border.dtype is DType.UINT8:
+                attrs = {"scale": border.scale, "zero_point": border.zero_point}
+                made = self._behind(self.source[name], "wrap", attrs)
+                self.wraps[name] = made
+                self.reads[name] = made.id
+
+    def _unwrap(self, output: Tree, drafts: list[Node]) -> Tree:
+        """Quantized tensors that go out become plain integers; the nodes come behind `drafts`."""
+        borders = self.source.signature.borders
+        outward = {
+            border.index
+            for border in borders
+            if border.side == "output" and border.dtype is DType.UINT8
+        }
+        makers = {node.id: node for node in drafts}
+        made: dict[NodeId, Node] = {}
+
+        def plain(index: int, leaf: Arg) -> Arg:
+            if index not in outward or not isinstance(leaf, NodeRef):
+                return leaf
+            if leaf.id not in made:
+                made[leaf.id] = self._behind(makers[leaf.id], "unwrap", {})
+            return NodeRef(made[leaf.id].id)
+
+        unwrapped = map_leaves(output, plain)
+        drafts += made.values()
+        return unwrapped
+
+    def _behind(self, node: Node, what: str, attrs: Mapping[str, Arg]) -> Node:
+        name = fresh_id(self.taken, node.id, what)
+        self.taken[name] = None
+        origin = replace(node.origin, parents=(node.id,))
+        op = OpName(f"native.{what}")
+        return Node(name, op, (NodeRef(node.id),), FrozenMap(attrs), origin)
+
+    def _quantizers(self) -> None:
         """Quantizers whose integers a kernel reads or makes deal in quantized tensors."""
         for node in self.source:
             if node.id in self.claimed or node.op not in ("quantize", "dequantize"):
@@ -500,6 +550,8 @@ class _Shop:
         source = self.source
         drafts = list(self._drafts())
         output = _map_tree(source.signature.output, self._renew)
+        if self.target.form == "quantized":
+            output = self._unwrap(output, drafts)
         updates = source.updates.map(lambda ref: NodeRef(self._at(ref.id)))
         roots = [*_leaves(output), *updates.values()]
         live = _live(drafts, roots, keep=lambda node: node.op == "input")
@@ -536,6 +588,8 @@ class _Shop:
             for extra in (*self.extra.get(node.id, ()), *self._waiting(node.id, name)):
                 yield extra.map_refs(self._renew_ref)
             yield self.swaps.get(name, self.source[name]).map_refs(self._renew_ref)
+            if name in self.wraps:
+                yield self.wraps[name]
 
     def _waiting(self, here: NodeId, name: NodeId) -> list[Node]:
         return self.extra.get(name, []) if name != here else []
@@ -555,6 +609,12 @@ class _Shop:
         return Lowering(
             self.target, tuple(units), tuple(sorted(misses, key=lambda miss: place[miss.at]))
         )
+
+
+def _integer_inputs(graph: Graph) -> dict[NodeId, Border]:
+    inputs = graph.signature.inputs
+    listed = (border for border in graph.signature.borders if border.side == "input")
+    return {name: border for border in listed if (name := inputs[border.index].node) is not None}
 
 
 def _quantizer(node: Node) -> _Integers | None:

@@ -79,6 +79,8 @@ _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),
     Kernel(OpName("native.dequantize"), ("x",), ("dtype",)),
+    Kernel(OpName("native.wrap"), ("x",), ("scale", "zero_point")),
+    Kernel(OpName("native.unwrap"), ("x",), ()),
     *(
         Kernel(
             OpName(f"native.conv{n}d"),
