@@ -71,7 +71,7 @@ def _cell(op: Op, target: Target) -> str:
         return "in a unit" if absorbed else "float"
     if all(kind.shares for kind in kinds):
         return "integers"
-    tails = sorted(" + ".join(kind.absorbs) for kind in kinds if kind.absorbs)
+    tails = sorted({" + ".join(kind.absorbs) for kind in kinds if kind.absorbs})
     word = "int8" if any(kind.kernel for kind in kinds) else "q/dq"
     return f"**{word}**" + (f", + {'; + '.join(tails)}" if tails else "")
 

@@ -556,6 +556,63 @@ def _native_pair(name: str) -> Bind:
     return bound
 
 
+def _native_number(compute: Callable[[Tensor, float], Tensor]) -> Bind:
+    """An activation and a number, in float32: the result has a scale of its own.
+
+    torch's `add_scalar` and `mul_scalar` choose that scale themselves.
+    """
+
+    def bound(attrs: Attrs) -> Run:
+        requantize, acts = _native_quantize(attrs), attrs["relu"]
+
+        def run(x: Tensor, y: float) -> Tensor:
+            made = compute(x.dequantize(), y)
+            result: Tensor = requantize(made.relu_() if acts else made)
+            return result
+
+        return run
+
+    return bound
+
+
+def _native_alone(name: str, *extra: str) -> Bind:
+    """torch's kernel of one activation with the scale and zero point of its result.
+
+    `extra` are the attributes that torch takes behind those two.
+    """
+    call = getattr(_QUANTIZED, name).default
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        out, rest = (attrs["scale"], attrs["zero_point"]), [attrs[name] for name in extra]
+        return _native_bounded(lambda x: call(x, *out, *rest), attrs)
+
+    return bound
+
+
+def _native_leaky_relu(attrs: Attrs) -> Run:
+    hush()
+    call, slope = _QUANTIZED.leaky_relu.default, attrs["negative_slope"]
+    out = (attrs["scale"], attrs["zero_point"])
+    return _native_bounded(lambda x: call(x, slope, False, *out), attrs)
+
+
+def _native_fixed(function: Callable[[Tensor], Tensor], scale: float, zero_point: int) -> Bind:
+    """An activation that torch gives with one scale and zero point only.
+
+    With others, which narrow ranges ask for, it is computed in float32.
+    """
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        if (attrs["scale"], attrs["zero_point"]) == (scale, zero_point):
+            return _native_bounded(function, attrs)
+        requantize = _native_quantize(attrs)
+        return lambda x: requantize(function(x.dequantize()))
+
+    return bound
+
+
 def integers(x: Tensor) -> Tensor:
     """The integers of a quantized tensor in its own memory; `int_repr` copies them one by one."""
     plain = torch.empty(0, dtype=torch.uint8)
@@ -671,6 +728,15 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
         OpName("native.add"): _native_pair("add"),
         OpName("native.mul"): _native_pair("mul"),
+        OpName("native.add_number"): _native_number(torch.add),
+        OpName("native.mul_number"): _native_number(torch.mul),
+        OpName("native.sigmoid"): _native_alone("sigmoid"),
+        OpName("native.tanh"): _native_fixed(torch.tanh, 2 / 256, 128),
+        OpName("native.hardsigmoid"): _native_fixed(torch.nn.functional.hardsigmoid, 1 / 256, 0),
+        OpName("native.hardswish"): _native_alone("hardswish"),
+        OpName("native.leaky_relu"): _native_leaky_relu,
+        OpName("native.elu"): _native_alone("elu", "alpha", "factor", "input_scale"),
+        OpName("native.celu"): _native_alone("celu", "alpha"),
         **{
             OpName(f"native.{op}"): _native_direct(op)
             if op in _VIEWS

@@ -289,7 +289,7 @@ class _Shop:
     def _draft(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
         anchor = self.source[unit.anchor]
         if unit.kind.weight is None:
-            return self._pair(unit, out)
+            return self._weightless(unit, out)
         x = self._operand(anchor.args[0], anchor.id)
         if isinstance(x, NoUnit):
             return x
@@ -384,28 +384,30 @@ class _Shop:
             attrs["activation_args"] = _activation_args(last) if acts else ()
         return attrs
 
-    def _pair(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
-        anchor = self.source[unit.anchor]
-        x, y = (self._operand(arg, anchor.id) for arg in anchor.args)
-        if isinstance(x, NoUnit):
-            return x
-        if isinstance(y, NoUnit):
-            return y
+    def _weightless(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
+        """A kernel of one or two activations; its other operands stay what they are."""
+        anchor, kernel = self.source[unit.anchor], unit.kind.kernel
         assert out is not None
-        assert unit.kind.kernel is not None
+        assert kernel is not None
         if out.dtype is not DType.UINT8:
             return NoUnit(anchor.id, f"the kernel does not give {out.dtype.value}")
-        attrs = _out_attrs(out)
-        if self.target.form == "plain":
-            attrs |= {"x_scale": x.scale, "x_zero_point": x.zero_point}
-            attrs |= {"y_scale": y.scale, "y_zero_point": y.zero_point}
-        else:
+        args, attrs = list(anchor.args), _out_attrs(out)
+        for name in unit.kind.int8:
+            at = OPS[anchor.op].position(name)
+            assert at is not None
+            held = self._operand(args[at], anchor.id)
+            if isinstance(held, NoUnit):
+                return held
+            args[at] = NodeRef(held.node)
+            if self.target.form == "plain":
+                attrs |= {f"{name}_scale": held.scale, f"{name}_zero_point": held.zero_point}
+        if self.target.form == "quantized":
             del attrs["output"]
             attrs["engine"] = self.target.engine
-        if anchor.op == "add":
+        attrs |= _own_attrs(anchor)
+        if any("relu" in row.absorbs for row in self.target.kinds(anchor.op)):
             attrs["relu"] = unit.last != unit.anchor
-        args = (NodeRef(x.node), NodeRef(y.node))
-        return Node(anchor.id, unit.kind.kernel, args, FrozenMap(attrs), self._origin(unit))
+        return Node(anchor.id, kernel, tuple(args), FrozenMap(attrs), self._origin(unit))
 
     # Operators that only move integers.
 
@@ -641,6 +643,18 @@ def _out_attrs(out: _Integers | None) -> dict[str, Arg]:
         "qmax": out.qmax,
         "output": out.dtype.value,
     }
+
+
+def _own_attrs(node: Node) -> dict[str, Arg]:
+    """The operator's attributes as its kernel calls them: `scale` there is the result's.
+
+    An addition's `alpha` is 1 in every unit, and not passed on.
+    """
+    renamed = {"scale": "factor"}
+    found = {renamed.get(name, name): value for name, value in node.attrs.items()}
+    if node.op == "add":
+        del found["alpha"]
+    return found
 
 
 def _activation_args(node: Node) -> tuple[Arg, ...]:

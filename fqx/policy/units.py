@@ -33,6 +33,7 @@ class Need(Enum):
     SAME_SHAPE = "the operands are not known to have one shape"
     UNSCALED = "the second operand is scaled by alpha"
     NO_NUMBERS = "an operand is a number"
+    A_NUMBER = "the second operand is no number"
     NUMBER_BOUNDS = "a bound is a tensor"
     RANK_4 = "the input is not known to have four dimensions"
     RANK_2 = "the input is not known to have two dimensions"
@@ -194,6 +195,8 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return all(add.attrs.get("alpha") == 1 for add in adds)
         case Need.NO_NUMBERS:
             return all(isinstance(arg, NodeRef) for arg in anchor.args)
+        case Need.A_NUMBER:
+            return anchor.args[1] is not None and _is_number(anchor.args[1])
         case Need.NUMBER_BOUNDS:
             clamps = [place.graph[name] for name in unit.nodes if place.graph[name].op == "clamp"]
             return all(_is_number(bound) for clamp in clamps for bound in clamp.args[1:])

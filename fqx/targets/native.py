@@ -13,6 +13,7 @@ from types import MappingProxyType
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName
 from fqx.kit.result import Failure, Result, Success
+from fqx.ops.catalogue import OPS
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Need, UnitKind
 from fqx.targets.shapes import shape_kernels, shape_kinds
@@ -49,11 +50,42 @@ def _plain(anchor: str, absorbs: tuple[str, ...], int8: tuple[str, ...], *needs:
     )
 
 
+def _with_number(anchor: str, absorbs: tuple[str, ...]) -> UnitKind:
+    """An activation and a number."""
+    kind = _plain(anchor, absorbs, ("x",), Need.A_NUMBER, Need.UNSCALED)
+    return replace(
+        kind,
+        name="_".join((anchor, "number", *absorbs)),
+        kernel=OpName(f"native.{anchor}_number"),
+    )
+
+
+ALONE: tuple[str, ...] = (
+    "sigmoid",
+    "tanh",
+    "hardsigmoid",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "celu",
+)
+"""Activations that torch runs on quantized tensors, with a scale of their own for the result."""
+
+WEIGHTLESS: tuple[UnitKind, ...] = (
+    *(_plain("add", absorbs, ("x", "y"), *_PAIR_NEEDS) for absorbs in (("relu",), ())),
+    *(
+        _plain("mul", absorbs, ("x", "y"), Need.NO_NUMBERS, Need.SAME_SHAPE)
+        for absorbs in (("relu",), ())
+    ),
+    *(_with_number(op, absorbs) for op in ("add", "mul") for absorbs in (("relu",), ())),
+    *(_plain(op, (), ("x",)) for op in ALONE),
+)
+"""Units of activations alone, whose results have a scale of their own."""
+
 _EVERYWHERE: tuple[UnitKind, ...] = (
     *(_weighted(f"conv{n}d", absorbs) for n in (1, 2, 3) for absorbs in (("relu",), ())),
     *(_weighted("linear", absorbs) for absorbs in (("relu",), ())),
-    *(_plain("add", absorbs, ("x", "y"), *_PAIR_NEEDS) for absorbs in (("relu",), ())),
-    _plain("mul", (), ("x", "y"), Need.NO_NUMBERS, Need.SAME_SHAPE),
+    *WEIGHTLESS,
     *shape_kinds("native"),
 )
 
@@ -75,6 +107,14 @@ _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
         "qnnpack": _transposed((1, 2)),
     }
 )
+
+
+def _alone_kernel(op: str) -> Kernel:
+    row = OPS[OpName(op)]
+    own = ("factor" if item.name == "scale" else item.name for item in row.attrs)
+    operands = tuple(item.name for item in row.operands)
+    return Kernel(OpName(f"native.{op}"), operands, (*_OUT, *own, "engine"))
+
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),
@@ -103,7 +143,10 @@ KERNELS: tuple[Kernel, ...] = (
         (*_OUT, "relu", "engine"),
     ),
     Kernel(OpName("native.add"), ("x", "y"), (*_OUT, "relu", "engine")),
-    Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "engine")),
+    Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "relu", "engine")),
+    Kernel(OpName("native.add_number"), ("x", "y"), (*_OUT, "relu", "engine")),
+    Kernel(OpName("native.mul_number"), ("x", "y"), (*_OUT, "relu", "engine")),
+    *(_alone_kernel(op) for op in ALONE),
     *shape_kernels("native"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Target
 from fqx.policy.units import Form, Need, UnitKind
+from fqx.targets import native as _native
 from fqx.targets import onednn as _onednn
 from fqx.targets.shapes import shape_kinds
 
@@ -38,13 +39,22 @@ def _without_kernel(kind: UnitKind) -> UnitKind:
         kind.weight,
         kind.outputs,
         kind.shares,
-        kind.needs - {Need.FLOAT32},
+        kind.needs - {Need.FLOAT32, Need.SAME_SHAPE},
         kind.channel_axis,
     )
 
 
+_HELD = frozenset(
+    (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs) for kind in _onednn.UNITS
+)
+
 UNITS: tuple[UnitKind, ...] = (
     *(_without_kernel(kind) for kind in _onednn.UNITS if not kind.shares),
+    *(
+        _without_kernel(kind)
+        for kind in _native.WEIGHTLESS
+        if (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs) not in _HELD
+    ),
     *_MORE,
     *shape_kinds("reference"),
 )

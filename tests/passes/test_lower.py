@@ -293,6 +293,16 @@ def test_two_activations(shapes: tuple[tuple[int, ...], ...], op: str, target: T
     agrees(p.graph(p.ints(made, 0.0437, 50)), target, 0.0437, f"{target.name}.{op.split()[0]}")
 
 
+@pytest.mark.parametrize("target", TARGETS[1:], ids=name_of)
+def test_a_product_takes_the_relu(target: Target) -> None:
+    p = Program(x=(2, 5, 7), y=(2, 5, 7))
+    made = p.op("mul", "p", x=p.input("x"), y=p.input("y", 0.03, 40))
+    made = p.op("relu", "r", x=made)
+    graph = p.graph(p.ints(made, 0.0437, 50))
+    agrees(graph, target, 0.0437, "native.mul")
+    assert "relu" not in [node.op for node in lowered(graph, target)[0]]
+
+
 @pytest.mark.parametrize("op", ["add", "mul"])
 @pytest.mark.parametrize(
     "shapes", [((2, 8, 6, 6), (2, 8, 1, 1)), ((3, 1, 4), (5, 1)), ((4,), (2, 4))]
@@ -301,6 +311,56 @@ def test_onednn_broadcasts(shapes: tuple[tuple[int, ...], ...], op: str) -> None
     p = Program(x=shapes[0], y=shapes[1])
     made = p.op(op, "p", x=p.input("x"), y=p.input("y", 0.03, 40))
     agrees(p.graph(p.ints(made, 0.0437, 50)), onednn(), 0.0437, f"onednn.{op}")
+
+
+NATIVE = TARGETS[1:]
+ALONE: dict[str, dict[str, Arg]] = {
+    "sigmoid": {},
+    "tanh": {},
+    "hardsigmoid": {},
+    "hardswish": {},
+    "leaky_relu": {"negative_slope": 0.3},
+    "elu": {"alpha": 0.7, "scale": 1.1, "input_scale": 1.2},
+    "celu": {"alpha": 0.7},
+}
+"""Scale and zero point of the result are apart from those of the operand."""
+
+
+def narrow(target: Target) -> int:
+    return target.activation.qmax
+
+
+@pytest.mark.parametrize("op", ALONE)
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (3, 5, 7), (35,)], ids=str)
+def test_an_activation_alone(shape: tuple[int, ...], target: Target, op: str) -> None:
+    p = Program(x=shape)
+    made = p.op(op, "a", x=p.input("x", 0.0413, 60), **ALONE[op])
+    # 0.0191 · (127 - 50) lies inside the values, so that both ends saturate
+    ends = p.ints(made, 0.0191, 50, narrow(target))
+    agrees(p.graph(ends), target, 0.0191, f"native.{op}")
+
+
+@pytest.mark.parametrize("op", ["sigmoid", "tanh", "hardsigmoid"])
+@pytest.mark.parametrize("most", [127, 255])
+def test_an_activation_with_the_scale_of_its_own_range(op: str, most: int) -> None:
+    p = Program(x=(2, 8, 6, 6))
+    made = p.op(op, "a", x=p.input("x", 0.0413, 60))
+    span, zero = (2.0, (most + 1) // 2) if op == "tanh" else (1.0, 0)
+    graph = p.graph(p.ints(made, span / (most + 1), zero, most))
+    agrees(graph, NATIVE[2], span / (most + 1), f"native.{op}")
+
+
+@pytest.mark.parametrize("op", ["add", "mul", "add relu", "mul relu"])
+@pytest.mark.parametrize("number", [0.37, -1.7, 3])
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+def test_an_activation_and_a_number(op: str, number: float, target: Target) -> None:
+    p = Program(x=(2, 8, 6, 6))
+    name, *rest = op.split()
+    made = p.op(name, "a", x=p.input("x", 0.0413, 60), y=number)
+    made = p.op("relu", "r", x=made) if rest else made
+    ends = p.ints(made, 0.0191, 50, narrow(target))
+    agrees(p.graph(ends), target, 0.0191, f"native.{name}_number")
 
 
 MOVERS: dict[str, Callable[[Program, NodeRef], NodeRef]] = {
