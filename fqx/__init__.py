@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fqx.passes.calibrate import Stats, calibrate
     from fqx.passes.clean import clean
     from fqx.passes.convert import convert
+    from fqx.passes.equalize import equalize
     from fqx.passes.expose import borders, expose
     from fqx.passes.fold import fold
     from fqx.passes.fuse import fuse
@@ -76,6 +77,7 @@ __all__ = [
     "convert",
     "count_macs",
     "coverage",
+    "equalize",
     "explain",
     "expose",
     "float_",
@@ -141,6 +143,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.calibrate": "Stats calibrate",
             "passes.clean": "clean",
             "passes.convert": "convert",
+            "passes.equalize": "equalize",
             "passes.expose": "borders expose",
             "passes.fold": "fold",
             "passes.fuse": "fuse",

@@ -37,6 +37,7 @@ from fqx.ops.spec import check
 from fqx.passes.calibrate import calibrate
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.equalize import equalize
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
@@ -57,6 +58,7 @@ MAKERS: Mapping[str, Callable[[Sample, Target], Pass]] = MappingProxyType(
     {
         "clean": lambda *_: clean(),
         "fuse": lambda *_: fuse(),
+        "equalize": lambda *_: equalize(),
         "observe": lambda _, target: observe(int8_static(), target),
         "calibrate": lambda sample, _: calibrate([sample.inputs], progress=False),
         "smooth": lambda *_: smooth(),
@@ -86,7 +88,8 @@ def _recorded(kind: str) -> Callable[[Json], Evidence]:
 
 
 DECODERS: Decoders = {
-    kind: _recorded(kind) for kind in ("plan", "stats", "lowering", "smoothing", "intent")
+    kind: _recorded(kind)
+    for kind in ("plan", "stats", "lowering", "smoothing", "intent", "equalization")
 }
 
 
@@ -98,7 +101,7 @@ class Trails(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.undone: list[Step] = []
 
-    @initialize(sample=samples(most=6), aim=st.sampled_from(TARGETS), ahead=st.integers(0, 8))
+    @initialize(sample=samples(most=6), aim=st.sampled_from(TARGETS), ahead=st.integers(0, 9))
     def start(self, sample: Sample, aim: Target, ahead: int) -> None:
         """Begin with a drawn graph, some of the usual passes behind it."""
         self.sample, self.target = sample, aim

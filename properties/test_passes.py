@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from fqx.ir.show import show
 from fqx.passes.clean import clean
+from fqx.passes.equalize import equalize
 from fqx.passes.fuse import fuse
 from fqx.passes.pipeline import Pass
+from fqx.testing.chains import chains
 from fqx.testing.graphs import Sample, samples
 from fqx.testing.laws import (
     EXACT,
@@ -39,6 +41,16 @@ def test_fuse_obeys_the_laws(sample: Sample) -> None:
     _assert_obeys(fuse(), sample, ROUNDS_WELL, IDEMPOTENT)
 
 
+@given(samples())
+def test_equalize_obeys_the_laws(sample: Sample) -> None:
+    _assert_obeys(equalize(), sample, EXACT, IDEMPOTENT)
+
+
+@given(chains())
+def test_equalize_obeys_the_laws_on_badly_balanced_chains(sample: Sample) -> None:
+    _assert_obeys(equalize(), sample, EXACT, IDEMPOTENT)
+
+
 @given(samples(), st.booleans())
 def test_a_pipeline_is_its_passes_one_behind_the_other(sample: Sample, grouped: bool) -> None:
     one, two = clean(), fuse()
@@ -50,6 +62,8 @@ def test_a_pipeline_is_its_passes_one_behind_the_other(sample: Sample, grouped: 
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_clean_obeys_the_laws,
     test_fuse_obeys_the_laws,
+    test_equalize_obeys_the_laws,
+    test_equalize_obeys_the_laws_on_badly_balanced_chains,
     test_a_pipeline_is_its_passes_one_behind_the_other,
 )
 """What `python -m properties` runs on drawn graphs."""

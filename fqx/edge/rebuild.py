@@ -12,6 +12,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, gather
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.equalize import equalize
 from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
@@ -81,6 +82,7 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
         "clean": _plain(clean),
         "fuse": _plain(fuse),
         "fold": _plain(fold),
+        "equalize": _plain(equalize),
         "smooth": _plain(smooth),
         "observe": _observe,
         "convert": _convert,

@@ -22,6 +22,7 @@ from fqx.edge.capture import capture
 from fqx.ir.graph import Graph
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.equalize import equalize
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
@@ -68,7 +69,7 @@ def reached(paths: list[str]) -> Iterator[Reached]:
     for index, path in enumerate(paths):
         trail = read(path).unwrap().trail
         for target in targets():
-            above = clean() | fuse() | observe(int8_static(), target)
+            above = clean() | fuse() | equalize() | observe(int8_static(), target)
             below = smooth() | convert(target) | fold() | lower(target)
             for road, start in ((above, trail.base), (below, trail.graph)):
                 yield from _steps(f"trail {index}, {target.label}", road, start)

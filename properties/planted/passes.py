@@ -13,20 +13,21 @@ from typing import TypeAlias
 
 import torch
 
-from fqx.ir.arg import DType, Json, NodeRef
+from fqx.ir.arg import DType, Json, NodeRef, WeightRef
 from fqx.ir.codec import encode_diff, encode_graph
 from fqx.ir.compare import edits_between
 from fqx.ir.diff import Added, Changed, Diff, Edit, Removed, invert, invert_edit, rewritten
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph, fresh_id
-from fqx.ir.names import NodeId, OpName, RuleName, Stage
+from fqx.ir.names import NodeId, OpName, Path, RuleName, Stage
 from fqx.ir.node import Node, Origin
 from fqx.ir.show import show
 from fqx.ir.signature import Tree
+from fqx.ir.weight import Role
 from fqx.kit.frozen import Row, row
 from fqx.kit.result import Result, Success
 from fqx.num.tensors import tensor_of, weight_of
-from fqx.ops.catalogue import make_node
+from fqx.ops.catalogue import make_node, with_operand
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
 from fqx.testing.draft import Draft
 from fqx.testing.laws import (
@@ -192,6 +193,23 @@ def _rounds_to_half(graph: Graph) -> Result[Rewrite, Fault]:
     )
 
 
+def _equalizes_one_side(graph: Graph) -> Result[Rewrite, Fault]:
+    """Takes a power of two out of a layer and gives it to nobody."""
+    to = Path("fc.equalized_weight")
+    if to in graph.weights:
+        return _honest(graph)
+    held = tensor_of(graph.weights[Path("fc.weight")]).unwrap()
+    node = with_operand(graph[NodeId("fc")], "weight", WeightRef(to))
+    made = replace(
+        graph,
+        nodes=graph.nodes.edit({node.id: node}),
+        weights=graph.weights.put(to, weight_of(held / 4, Role.PARAMETER)),
+    )
+    return rewritten(graph, edits_between(graph, made, lambda _: BY)).map(
+        lambda done: Rewrite(done.graph, done.diff)
+    )
+
+
 def _inverts_in_order(diff: Diff) -> Diff:
     """The inverse that forgets to go backwards."""
     return Diff(row(invert_edit(edit) for edit in diff.edits), diff.after, diff.before)
@@ -310,6 +328,11 @@ CASES: tuple[Planted, ...] = (
         "keeps_meaning",
         "multiplies by a third instead of dividing by three",
         _pass("third", _edits(lambda graph: _multiplies(graph, 1 / 3))),
+    ),
+    Planted(
+        "keeps_meaning",
+        "equalizes a layer and forgets the one behind it",
+        _pass("one side", _equalizes_one_side),
     ),
     Planted(
         "rounds_well",
