@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fqx.api import Quantized, load, pipeline, quantize
     from fqx.audit.blame import blame
+    from fqx.audit.compare import Comparison, compare, compare_weights
     from fqx.audit.coverage import coverage
     from fqx.audit.explain import explain
     from fqx.audit.macs import count_macs
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from fqx.targets.reference import reference
 
 __all__ = [
+    "Comparison",
     "Fault",
     "FaultKind",
     "Graph",
@@ -74,6 +76,8 @@ __all__ = [
     "calibrate",
     "capture",
     "clean",
+    "compare",
+    "compare_weights",
     "convert",
     "count_macs",
     "coverage",
@@ -124,6 +128,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
         for place, names in {
             "api": "Quantized load pipeline quantize",
             "audit.blame": "blame",
+            "audit.compare": "Comparison compare compare_weights",
             "audit.coverage": "coverage",
             "audit.explain": "explain",
             "audit.macs": "count_macs",

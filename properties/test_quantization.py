@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
+from fqx.audit.align import aligned
+from fqx.audit.compare import compare
 from fqx.ir.fault import FaultKind
 from fqx.ir.show import show
 from fqx.ir.trail import Halt, Trail
@@ -17,7 +20,7 @@ from fqx.passes.convert import convert
 from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
-from fqx.passes.lower import lower
+from fqx.passes.lower import Lowering, lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Pipeline
 from fqx.passes.smooth import smooth
@@ -94,9 +97,33 @@ def test_what_is_exposed_is_missing_from_nothing_else(sample: Sample, target: Ta
     assert not found, "\n\n".join(map(str, found))
 
 
+@given(samples(), st.sampled_from(TARGETS))
+def test_every_kernel_is_compared_with_its_whole_unit(sample: Sample, target: Target) -> None:
+    road = _taken(sample, target)
+    *_, before, after = road.trail.graphs()
+    lowering = road.trail.steps[-1].evidence
+    assert isinstance(lowering, Lowering)
+    pairs = {pair.b: pair.a for pair in aligned(before, after)}
+    for unit in lowering.units:
+        last = unit.nodes[-1]
+        behind = {node.id for node in before if node.op == "quantize" and last in node.inputs()}
+        assert pairs[unit.anchor] in {last, *behind}, unit
+
+
+@given(samples(), st.sampled_from(TARGETS), st.booleans())
+def test_every_program_is_no_distance_from_itself(
+    sample: Sample, target: Target, isolated: bool
+) -> None:
+    for graph in _taken(sample, target).trail.graphs():
+        for row in compare(graph, graph, [sample.inputs], isolated).unwrap().rows:
+            assert row.distance.noise == 0.0 or not math.isfinite(row.distance.signal), row
+
+
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_every_pass_obeys_the_laws,
     test_every_road_obeys_the_laws,
     test_what_is_exposed_is_missing_from_nothing_else,
+    test_every_kernel_is_compared_with_its_whole_unit,
+    test_every_program_is_no_distance_from_itself,
 )
 """What `python -m properties` runs on drawn graphs."""

@@ -233,7 +233,7 @@ def _calls(graph: Graph) -> Result[dict[NodeId, TorchCall], Fault]:
     if graph.blocks:
         return Failure(_unbuilt("sub-programs cannot be executed"))
     wanted = [node for node in graph if node.op not in ("input", "observe", "leaf")]
-    return gather(_call(node) for node in wanted).map(
+    return gather(call_of(node) for node in wanted).map(
         lambda calls: {node.id: call for node, call in zip(wanted, calls, strict=True)}
     )
 
@@ -242,7 +242,11 @@ def _unbuilt(reason: str) -> Fault:
     return Fault(FaultKind.NO_IMPLEMENTATION, reason, "keep that module whole with leaves=")
 
 
-def _call(node: Node) -> Result[TorchCall, Fault]:
+def call_of(node: Node) -> Result[TorchCall, Fault]:
+    """The call of a node of any stage: torch's own, or a kernel of `fqx.edge.kernels`.
+
+    Fails with NO_IMPLEMENTATION.
+    """
     literal = _literal_quantizer(node)
     if literal is not None:
         return Success(literal)

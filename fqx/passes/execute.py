@@ -22,8 +22,14 @@ from fqx.passes.calls import Function, TorchCall, as_torch, torch_call
 Tap: TypeAlias = Callable[[NodeId, object], None]
 """Told each node's value; it may raise `Stopped` to end the run."""
 
+Put: TypeAlias = Callable[[NodeId, object], object]
+"""Given each called node's value before anybody reads it; gives the value that is read."""
+
 Leaves: TypeAlias = Mapping[str, Callable[..., object]]
 """Modules kept whole, by path."""
+
+CallOf: TypeAlias = Callable[[Node], Result[TorchCall, Fault]]
+"""The torch call of a node; `torch_call` knows the catalogue, `fqx.edge` the kernels too."""
 
 
 class Stopped(Exception):
@@ -68,17 +74,21 @@ class Program:
         args: tuple[object, ...],
         kwargs: Mapping[str, object] | None = None,
         tap: Tap | None = None,
+        put: Put | None = None,
     ) -> Result[object, Fault]:
         """The output of one call, without gradients; memory is freed after each value's last use.
 
+        `tap` is shown the values that are read, `put` may give others in their place.
         Fails with INPUT_DOES_NOT_FIT, with the fault a tap stopped for, or with CALIBRATION_FAILED
         naming the node at which torch raised.
         """
         return fit_call(self.graph.signature, args, kwargs or {}).bind(
-            lambda values: self._run(values, tap)
+            lambda values: self._run(values, tap, put)
         )
 
-    def _run(self, given: tuple[object, ...], tap: Tap | None) -> Result[object, Fault]:
+    def _run(
+        self, given: tuple[object, ...], tap: Tap | None, put: Put | None
+    ) -> Result[object, Fault]:
         values: list[object] = [None] * self.size
         reached: list[_Step] = []
         for slot, value in zip(self.inputs, given, strict=True):
@@ -86,11 +96,13 @@ class Program:
                 values[slot.at] = value
         with torch.no_grad():
             return attempt(
-                lambda: self._values(values, tap, reached),
+                lambda: self._values(values, tap, put, reached),
                 lambda error: _raised(error, reached[-1].node if reached else None),
             ).map(self._output)
 
-    def _values(self, values: list[object], tap: Tap | None, reached: list[_Step]) -> list[object]:
+    def _values(
+        self, values: list[object], tap: Tap | None, put: Put | None, reached: list[_Step]
+    ) -> list[object]:
         if tap is not None:
             for item, slot in zip(self.graph.signature.inputs, self.inputs, strict=True):
                 if slot is not None and item.node is not None:
@@ -99,7 +111,10 @@ class Program:
             reached[:] = (step,)
             args = [_filled(arg, values) for arg in step.args]
             kwargs = {name: _filled(arg, values) for name, arg in step.kwargs.items()}
-            made = values[step.at] = step.function(*args, **kwargs)
+            made = step.function(*args, **kwargs)
+            if put is not None:
+                made = put(step.node.id, made)
+            values[step.at] = made
             if tap is not None:
                 tap(step.node.id, made)
             for place in step.frees:
@@ -124,8 +139,12 @@ def run(
     return prepare(graph, leaves).bind(lambda program: program.run(args, kwargs, tap))
 
 
-def prepare(graph: Graph, leaves: Leaves | None = None) -> Result[Program, Fault]:
+def prepare(
+    graph: Graph, leaves: Leaves | None = None, call_of: CallOf = torch_call
+) -> Result[Program, Fault]:
     """A program of a graph; modules kept whole come from `leaves`, else from the graph.
+
+    `call_of` gives the calls of nodes: the kernels of a LOWERED graph need that of `fqx.edge`.
 
     Fails with MISSING_PAYLOAD, MISSING_LEAF or NO_IMPLEMENTATION, naming the node.
     """
@@ -147,7 +166,7 @@ def prepare(graph: Graph, leaves: Leaves | None = None) -> Result[Program, Fault
         frees.setdefault(user, []).append(places[name])
     called = [node for node in graph if node.op != "input"]
     return gather(
-        _call_of(graph, node, leaves or {})
+        _call_of(graph, node, leaves or {}, call_of)
         .bind(lambda call: _bound(call, places, of_weight))
         .map(lambda call, node=node: _step(node, call, places, frees))  # type: ignore[misc]
         .alt(lambda fault, node=node: _at(fault, node))  # type: ignore[misc]
@@ -185,9 +204,9 @@ def _output_refs(graph: Graph) -> tuple[NodeRef, ...]:
     )
 
 
-def _call_of(graph: Graph, node: Node, leaves: Leaves) -> Result[TorchCall, Fault]:
+def _call_of(graph: Graph, node: Node, leaves: Leaves, call_of: CallOf) -> Result[TorchCall, Fault]:
     if node.op != OpName("leaf"):
-        return torch_call(node)
+        return call_of(node)
     path, how = Path(str(node.attrs["path"])), str(node.attrs["call"])
     held = graph.leaves.get(path)
     module = leaves.get(path) or (held.payload if held is not None else None)
