@@ -31,6 +31,9 @@ from fqx.passes.calls import TorchCall, as_torch, torch_call
 
 _INTEGER = (Stage.QUANTIZED, Stage.LOWERED)
 
+NODE = "fqx_node"
+"""The key in an fx node's meta under which the id of the program's node stands."""
+
 
 def materialize(
     graph: Graph, leaves: Mapping[str, nn.Module] | None = None
@@ -314,6 +317,8 @@ class _Drawing:
         for path, ref in self.program.updates.items():
             made.call_method("copy_", (weight(path), values[ref.id]))
         made.output(self._output(made, value))
+        for name, drawn in values.items():
+            drawn.meta[NODE] = str(name)
         return made
 
     def _inputs(self, made: fx.Graph, values: dict[NodeId, fx.Node]) -> None:
