@@ -23,7 +23,7 @@ from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 from fqx.kit.frozen import FrozenMap
 from fqx.passes.calls import CALLS, Named, as_torch
-from fqx.targets.shapes import MOVING, ZERO_AWARE
+from fqx.targets.shapes import AVERAGING, MOVING, ZERO_AWARE
 
 Run: TypeAlias = Callable[..., Any]
 """A kernel with its attributes bound: operands in schema order to the value."""
@@ -613,6 +613,73 @@ def _native_fixed(function: Callable[[Tensor], Tensor], scale: float, zero_point
     return bound
 
 
+def _native_softmax(attrs: Attrs) -> Run:
+    hush()
+    call, dim = _QUANTIZED.softmax.default, attrs["dim"]
+    out = (attrs["scale"], attrs["zero_point"])
+    return _native_bounded(lambda x: call(x, dim, *out), attrs)
+
+
+def _native_layer_norm(attrs: Attrs) -> Run:
+    hush()
+    call, shape, eps = _QUANTIZED.layer_norm.default, list(attrs["shape"]), attrs["eps"]
+    out = (attrs["scale"], attrs["zero_point"])
+
+    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        result: Tensor = call(x, shape, weight, bias, eps, *out)
+        return result
+
+    return _native_bounded(run, attrs)
+
+
+def _native_group_norm(attrs: Attrs) -> Run:
+    hush()
+    call, groups, eps = _QUANTIZED.group_norm.default, attrs["groups"], attrs["eps"]
+    out = (attrs["scale"], attrs["zero_point"])
+
+    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        result: Tensor = call(x, groups, weight, bias, eps, *out)
+        return result
+
+    return _native_bounded(run, attrs)
+
+
+def _native_instance_norm(attrs: Attrs) -> Run:
+    """The statistics are the input's own; stored ones are not read."""
+    hush()
+    call, eps = _QUANTIZED.instance_norm.default, attrs["eps"]
+    out = (attrs["scale"], attrs["zero_point"])
+
+    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Tensor | None) -> Tensor:
+        result: Tensor = call(x, weight, bias, eps, *out)
+        return result
+
+    return _native_bounded(run, attrs)
+
+
+def _native_batch_norm(attrs: Attrs) -> Run:
+    """torch has a kernel for each rank, and none without weight or bias: ones and zeros then."""
+    hush()
+    suffix, eps = "_relu" if attrs["relu"] else "", attrs["eps"]
+    calls = {
+        2: getattr(_QUANTIZED, f"batch_norm1d{suffix}").default,
+        3: getattr(_QUANTIZED, f"batch_norm1d{suffix}").default,
+        4: getattr(_QUANTIZED, f"batch_norm2d{suffix}").default,
+        5: getattr(_QUANTIZED, f"batch_norm3d{suffix}").default,
+    }
+    out = (attrs["scale"], attrs["zero_point"])
+
+    def run(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor
+    ) -> Tensor:
+        weight = torch.ones_like(var) if weight is None else weight
+        bias = torch.zeros_like(mean) if bias is None else bias
+        result: Tensor = calls[x.dim()](x, weight, bias, mean, var, eps, *out)
+        return result
+
+    return _native_bounded(run, attrs)
+
+
 def integers(x: Tensor) -> Tensor:
     """The integers of a quantized tensor in its own memory; `int_repr` copies them one by one."""
     plain = torch.empty(0, dtype=torch.uint8)
@@ -737,11 +804,17 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.leaky_relu"): _native_leaky_relu,
         OpName("native.elu"): _native_alone("elu", "alpha", "factor", "input_scale"),
         OpName("native.celu"): _native_alone("celu", "alpha"),
+        **{OpName(f"native.{op}"): _native_pair("matmul") for op in ("matmul", "mm", "bmm")},
+        OpName("native.softmax"): _native_softmax,
+        OpName("native.layer_norm"): _native_layer_norm,
+        OpName("native.group_norm"): _native_group_norm,
+        OpName("native.instance_norm"): _native_instance_norm,
+        OpName("native.batch_norm"): _native_batch_norm,
         **{
             OpName(f"native.{op}"): _native_direct(op)
-            if op in _VIEWS
+            if op in (*_VIEWS, *AVERAGING)
             else _native_moving(PLAIN[op] if op in PLAIN else _canonical(op))
-            for op in (*MOVING, *ZERO_AWARE)
+            for op in (*MOVING, *ZERO_AWARE, *AVERAGING)
         },
     }
 )

@@ -24,6 +24,7 @@ from fqx.policy.units import Form, NoUnit, Place, Unit, UnitKind, unit_at
 from fqx.policy.verdicts import Reason
 
 ADD = OpName("add")
+ASKED = "integers do not pay for it by themselves; a lone scheme takes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,8 @@ class _Hall:
         choice = self.scene.choices[node.id]
         if choice.scheme is None or not _fits(choice.scheme, unit.kind, self.scene.target):
             return Veto(Reason.UNFIT_SCHEME, f"{self.scene.target.label} has other integers")
+        if unit.kind.asked:
+            return Veto(Reason.UNFIT, ASKED)
         edges = _edges(self.scene.graph, unit)
         if edges is None:
             return Veto(Reason.UNFIT, "an operand is no activation")

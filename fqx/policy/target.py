@@ -143,6 +143,7 @@ def _mark(target: Target) -> str:
             kind.shares,
             [*sorted(need.name for need in kind.needs)],
             kind.channel_axis,
+            kind.asked,
         ]
         for kind in target.units
     ]

@@ -42,6 +42,11 @@ class Need(Enum):
     PLAIN_PAD = "the padding mode or value has no integer kernel"
     NEAREST = "only the nearest mode keeps the quantized values"
     EVAL = "batch norm in training mode"
+    OWN_STATISTICS = "its statistics are stored ones"
+    NORMED_RANK = "the input is not known to have two to five dimensions"
+    CHANNELED = "the input is not known to have three dimensions or more"
+    MATRICES = "the operands are not known to be matrices or batches of one shape"
+    PLAIN_DTYPE = "it is asked for another dtype"
     DIVIDES_ALL = "the divisor is overridden"
     NO_OUTPUT_PADDING = "the kernel takes no output padding"
 
@@ -55,7 +60,8 @@ class UnitKind:
     that is a constant int8 tensor. `shares` says that result and inputs have the same qparams (the
     kernel only moves integers or compares them). Without a `kernel` the unit runs as float
     between dequantize and quantize. `channel_axis` is the weight's axis along which scales may
-    differ; None means one scale for the whole weight.
+    differ; None means one scale for the whole weight. `asked` units run in float inside or pay
+    nothing by themselves: only a scheme with `lone` takes them.
     """
 
     name: str
@@ -68,6 +74,7 @@ class UnitKind:
     shares: bool = False
     needs: frozenset[Need] = frozenset()
     channel_axis: int | None = 0
+    asked: bool = False
 
     @property
     def adds(self) -> bool:
@@ -218,6 +225,16 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return anchor.attrs.get("mode") in ("nearest", "nearest-exact")
         case Need.EVAL:
             return anchor.attrs.get("training") is False and None not in anchor.args[3:5]
+        case Need.OWN_STATISTICS:
+            return anchor.attrs.get("use_input_stats") is True
+        case Need.NORMED_RANK:
+            return _rank(place, anchor) in (2, 3, 4, 5)
+        case Need.CHANNELED:
+            return (_rank(place, anchor) or 0) >= 3
+        case Need.MATRICES:
+            return _batches(place, anchor)
+        case Need.PLAIN_DTYPE:
+            return anchor.attrs.get("dtype") is None
         case Need.DIVIDES_ALL:
             return anchor.attrs.get("divisor_override") is None
         case Need.NO_OUTPUT_PADDING:
@@ -270,6 +287,18 @@ def _same_shape(place: Place, unit: Unit) -> bool:
         if dims is None or None in dims or dims != sides[1].dims:
             return False
     return True
+
+
+def _batches(place: Place, anchor: Node) -> bool:
+    """Whether two operands have the same rank, two or more, and the same leading dimensions."""
+    dims: list[tuple[int | None, ...]] = []
+    for arg in anchor.args:
+        found = _type(place, arg.id) if isinstance(arg, NodeRef) else None
+        if found is None or found.dims is None:
+            return False
+        dims.append(found.dims)
+    left, right = dims
+    return len(left) == len(right) >= 2 and left[:-2] == right[:-2] and None not in left[:-2]
 
 
 def _free_addend(place: Place, unit: Unit) -> bool:

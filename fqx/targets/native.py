@@ -60,6 +60,13 @@ def _with_number(anchor: str, absorbs: tuple[str, ...]) -> UnitKind:
     )
 
 
+def _asked(anchor: str, absorbs: tuple[str, ...], int8: tuple[str, ...], *needs: Need) -> UnitKind:
+    return replace(_plain(anchor, absorbs, int8, *needs), asked=True)
+
+
+CONTRACTIONS: tuple[str, ...] = ("matmul", "mm", "bmm")
+"""Products of two activations; torch multiplies them in float32."""
+
 ALONE: tuple[str, ...] = (
     "sigmoid",
     "tanh",
@@ -79,6 +86,15 @@ WEIGHTLESS: tuple[UnitKind, ...] = (
     ),
     *(_with_number(op, absorbs) for op in ("add", "mul") for absorbs in (("relu",), ())),
     *(_plain(op, (), ("x",)) for op in ALONE),
+    *(_asked(op, (), ("x", "y"), Need.MATRICES) for op in CONTRACTIONS),
+    _asked("softmax", (), ("x",), Need.PLAIN_DTYPE),
+    _asked("layer_norm", (), ("x",)),
+    _asked("group_norm", (), ("x",), Need.CHANNELED),
+    _asked("instance_norm", (), ("x",), Need.OWN_STATISTICS, Need.CHANNELED),
+    *(
+        _asked("batch_norm", absorbs, ("x",), Need.EVAL, Need.NORMED_RANK)
+        for absorbs in (("relu",), ())
+    ),
 )
 """Units of activations alone, whose results have a scale of their own."""
 
@@ -146,7 +162,11 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.add_number"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.mul_number"), ("x", "y"), (*_OUT, "relu", "engine")),
-    *(_alone_kernel(op) for op in ALONE),
+    *(
+        _alone_kernel(op)
+        for op in (*ALONE, *CONTRACTIONS, "softmax", "layer_norm", "group_norm", "instance_norm")
+    ),
+    replace(_alone_kernel("batch_norm"), attrs=(*_alone_kernel("batch_norm").attrs, "relu")),
     *shape_kernels("native"),
 )
 

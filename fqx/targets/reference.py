@@ -29,6 +29,11 @@ _MORE: tuple[UnitKind, ...] = tuple(
 )
 
 
+_OF_KERNELS = frozenset(
+    {Need.FLOAT32, Need.SAME_SHAPE, Need.NORMED_RANK, Need.CHANNELED, Need.MATRICES}
+)
+
+
 def _without_kernel(kind: UnitKind) -> UnitKind:
     return UnitKind(
         kind.name,
@@ -39,8 +44,9 @@ def _without_kernel(kind: UnitKind) -> UnitKind:
         kind.weight,
         kind.outputs,
         kind.shares,
-        kind.needs - {Need.FLOAT32, Need.SAME_SHAPE},
+        kind.needs - _OF_KERNELS,
         kind.channel_axis,
+        kind.asked,
     )
 
 

@@ -44,6 +44,18 @@ MOVING: tuple[str, ...] = (
 ZERO_AWARE: tuple[str, ...] = ("relu", "clamp", "pad", "max_pool1d", "max_pool2d", "max_pool3d")
 """These need the zero point, or a kernel of their own."""
 
+AVERAGING: tuple[str, ...] = (
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "mean",
+)
+"""Averages lie within their values' range, and torch takes them of quantized tensors; plain
+integers have no such kernel. A scheme has to ask for them: a range of their own is narrower."""
+
 JOINING: tuple[str, ...] = ("cat", "stack")
 """Operators whose first operand is a tuple of activations."""
 
@@ -52,6 +64,9 @@ _NEEDS = MappingProxyType(
         "clamp": frozenset({Need.NUMBER_BOUNDS}),
         "pad": frozenset({Need.PLAIN_PAD}),
         "interpolate": frozenset({Need.NEAREST}),
+        "avg_pool2d": frozenset({Need.DIVIDES_ALL}),
+        "avg_pool3d": frozenset({Need.DIVIDES_ALL}),
+        "mean": frozenset({Need.PLAIN_DTYPE}),
     }
 )
 
@@ -62,7 +77,8 @@ def shape_kinds(form: str) -> tuple[UnitKind, ...]:
     With `plain` tensors an operator of `MOVING` stays itself, on integers; all others, and all on
     torch's quantized tensors, are kernels called `<form>.<op>`. `reference` has no kernels.
     """
-    return tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE))
+    averages = () if form == "plain" else AVERAGING
+    return tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE, *averages))
 
 
 def _kind(form: str, op: str) -> UnitKind:
@@ -70,12 +86,14 @@ def _kind(form: str, op: str) -> UnitKind:
     kernel = None if form == "reference" else OpName(op if own else f"{form}.{op}")
     int8 = ("xs",) if op in JOINING else ("x",)
     needs = _NEEDS.get(op, frozenset())
-    return UnitKind(op, OpName(op), kernel, (), int8, shares=True, needs=needs)
+    asked = op in AVERAGING
+    return UnitKind(op, OpName(op), kernel, (), int8, shares=True, needs=needs, asked=asked)
 
 
 def shape_kernels(form: str) -> tuple[Kernel, ...]:
     """The schemas of the kernels among those rows."""
-    return tuple(_kernel(form, op) for op in (*MOVING, *ZERO_AWARE) if _named(form, op))
+    listed = (*MOVING, *ZERO_AWARE, *(AVERAGING if form == "native" else ()))
+    return tuple(_kernel(form, op) for op in listed if _named(form, op))
 
 
 def _named(form: str, op: str) -> bool:

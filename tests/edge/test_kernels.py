@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -181,3 +182,77 @@ def test_every_schema_has_a_kernel_and_every_kernel_a_function() -> None:
         assert op_of_function(call) == op
     with pytest.raises(AttributeError, match="nothing"):
         kernels.nothing  # noqa: B018
+
+
+def quantized(shape: tuple[int, ...], scale: float = 0.0413, zero: int = 60) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 2
+    return torch.quantize_per_tensor(values, scale, zero, torch.quint8)
+
+
+OUT: dict[str, Arg] = {"scale": 0.0191, "zero_point": 50, "qmin": 0, "qmax": 255, "engine": "x86"}
+
+
+def peers() -> dict[str, tuple[dict[str, Arg], Callable[[Tensor], Tensor]]]:
+    """Kernels with their attributes, and torch's own quantized modules of the same meaning."""
+    from torch.ao.nn import quantized as nnq
+
+    out = (0.0191, 50)
+    elu: dict[str, Arg] = {"alpha": 0.7, "factor": 1, "input_scale": 1}
+    return {
+        "sigmoid": ({}, nnq.Sigmoid(*out)),
+        "hardswish": ({}, nnq.Hardswish(*out)),
+        "leaky_relu": ({"negative_slope": 0.3}, nnq.LeakyReLU(*out, 0.3)),
+        "elu": (elu, nnq.ELU(*out, 0.7)),
+        "celu": ({"alpha": 0.7}, lambda x: torch.ops.quantized.celu(x, *out, 0.7)),
+        "softmax": ({"dim": 1, "dtype": None}, nnq.Softmax(1, *out)),
+    }
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (3, 35)], ids=str)
+@pytest.mark.parametrize("op", ["sigmoid", "hardswish", "leaky_relu", "elu", "celu", "softmax"])
+def test_activations_are_torchs_bit_for_bit(op: str, shape: tuple[int, ...]) -> None:
+    attrs, peer = peers()[op]
+    x = quantized(shape)
+    got, wanted = bound(f"native.{op}", **OUT, **attrs)(x), peer(x)
+    assert torch.equal(got.int_repr(), wanted.int_repr())
+    assert (got.q_scale(), got.q_zero_point()) == (0.0191, 50)
+
+
+@pytest.mark.parametrize("op", ["tanh", "hardsigmoid"])
+def test_activations_of_one_scale_are_torchs_bit_for_bit(op: str) -> None:
+    x = quantized((3, 35))
+    wanted = torch.tanh(x) if op == "tanh" else torch.nn.functional.hardsigmoid(x)
+    held: dict[str, Arg] = {"scale": wanted.q_scale(), "zero_point": wanted.q_zero_point()}
+    got = bound(f"native.{op}", **(OUT | held))(x)
+    assert torch.equal(got.int_repr(), wanted.int_repr())
+
+
+@pytest.mark.parametrize("acts", [False, True])
+def test_norms_are_torchs_bit_for_bit(acts: bool) -> None:
+    from torch.ao.nn import quantized as nnq
+
+    x, drawn = quantized((2, 8, 6, 6)), torch.Generator().manual_seed(4)
+    weight, bias, mean = (torch.randn(8, generator=drawn) for _ in range(3))
+    var = torch.rand(8, generator=drawn) + 0.1
+    attrs: dict[str, Arg] = {"training": False, "momentum": 0.1, "eps": 1e-5, "relu": acts}
+    got = bound("native.batch_norm", **OUT, **attrs)(x, weight, bias, mean, var)
+    batch = torch.ops.quantized.batch_norm2d_relu if acts else torch.ops.quantized.batch_norm2d
+    wanted = batch(x, weight, bias, mean, var, 1e-5, 0.0191, 50)
+    assert torch.equal(got.int_repr(), wanted.int_repr())
+    group = nnq.GroupNorm(2, 8, weight, bias, 0.0191, 50)
+    got = bound("native.group_norm", **OUT, groups=2, eps=1e-5)(x, weight, bias)
+    assert torch.equal(got.int_repr(), group(x).int_repr())
+    instance = nnq.InstanceNorm2d(8, weight, bias, 0.0191, 50)
+    got = bound("native.instance_norm", **OUT, eps=1e-5)(x, weight, bias, None, None)
+    assert torch.equal(got.int_repr(), instance(x).int_repr())
+    layer = nnq.LayerNorm((6,), weight[:6], bias[:6], 0.0191, 50)
+    got = bound("native.layer_norm", **OUT, shape=(6,), eps=1e-5)(x, weight[:6], bias[:6])
+    assert torch.equal(got.int_repr(), layer(x).int_repr())
+
+
+def test_matrix_products_are_torchs_bit_for_bit() -> None:
+    x, y = quantized((2, 5, 7)), quantized((2, 7, 3), 0.03, 40)
+    got = bound("native.matmul", **OUT)(x, y)
+    assert torch.equal(got.int_repr(), torch.ops.quantized.matmul(x, y, 0.0191, 50).int_repr())
+    got = bound("native.mul", **OUT, relu=True)(x, x)
+    assert torch.equal(got.int_repr(), torch.ops.quantized.mul_relu(x, x, 0.0191, 50).int_repr())

@@ -363,6 +363,133 @@ def test_an_activation_and_a_number(op: str, number: float, target: Target) -> N
     agrees(p.graph(ends), target, 0.0191, f"native.{name}_number")
 
 
+def norm(p: Program, op: str, x: NodeRef, count: int, **attrs: Arg) -> NodeRef:
+    """A norm with weight, bias and, where the operator has them, stored statistics."""
+    given: dict[str, Arg] = {"weight": p.bias("n", count), "bias": p.bias("b", count + 0)}
+    if op == "batch_norm":
+        drawn = torch.Generator().manual_seed(5)
+        p.weights[Path("v.var")] = weight_of(torch.rand(count, generator=drawn) + 0.1, Role.BUFFER)
+        given |= {"mean": p.bias("m", count), "var": WeightRef(Path("v.var"))}
+    return p.op(op, "n", x=x, **given, **attrs)
+
+
+NORMS: dict[str, tuple[tuple[int, ...], str, int, dict[str, Arg]]] = {
+    "layer_norm": ((3, 5, 24), "layer_norm", 24, {"shape": (24,)}),
+    "layer_norm odd": ((2, 7), "layer_norm", 7, {"shape": (7,), "eps": 0.1}),
+    "group_norm": ((2, 8, 5, 5), "group_norm", 8, {"groups": 2}),
+    "group_norm 3": ((2, 6, 7), "group_norm", 6, {"groups": 3}),
+    "instance_norm": ((2, 8, 5, 5), "instance_norm", 8, {}),
+    "batch_norm 1d": ((6, 7), "batch_norm", 7, {}),
+    "batch_norm 1d long": ((2, 7, 9), "batch_norm", 7, {}),
+    "batch_norm 2d": ((2, 8, 5, 5), "batch_norm", 8, {}),
+    "batch_norm 3d": ((2, 5, 3, 4, 4), "batch_norm", 5, {}),
+}
+
+
+@pytest.mark.parametrize("acts", [False, True])
+@pytest.mark.parametrize("case", NORMS)
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+def test_a_norm_alone(case: str, acts: bool, target: Target) -> None:
+    shape, op, count, attrs = NORMS[case]
+    p = Program(x=shape)
+    made = norm(p, op, p.input("x", 0.0413, 60), count, **attrs)
+    taken = acts and op == "batch_norm"
+    made = p.op("relu", "r", x=made) if taken else made
+    # narrow enough for both ends to saturate
+    graph = p.graph(p.ints(made, 0.0191, 50, narrow(target)))
+    agrees(graph, target, 0.0191, f"native.{op}")
+    assert not taken or "relu" not in [node.op for node in lowered(graph, target)[0]]
+
+
+def test_a_batch_norm_without_weight() -> None:
+    p = Program(x=(2, 8, 5, 5))
+    x, mean = p.input("x", 0.0413, 60), p.bias("m", 8)
+    p.weights[Path("v.var")] = weight_of(torch.rand(8) + 0.1, Role.BUFFER)
+    made = p.op("batch_norm", "n", x=x, mean=mean, var=WeightRef(Path("v.var")))
+    agrees(p.graph(p.ints(made, 0.0191, 50)), NATIVE[2], 0.0191, "native.batch_norm")
+
+
+def test_norms_outside_their_kernels_stay_float() -> None:
+    p = Program(x=(4, 6))
+    made = norm(p, "group_norm", p.input("x"), 6, groups=2)
+    _, evidence, wanted, got = both(p.graph(p.ints(made, 0.0191, 50)), NATIVE[2])
+    assert "three dimensions" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("most", [127, 255])
+def test_softmax(dim: int, most: int) -> None:
+    p = Program(x=(3, 5, 7))
+    made = p.op("softmax", "s", x=p.input("x", 0.0413, 60), dim=dim)
+    agrees(
+        p.graph(p.ints(made, 1 / (most + 1), 0, most)), NATIVE[2], 1 / (most + 1), "native.softmax"
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("matmul", ((2, 3, 5, 7), (2, 3, 7, 6))),
+        ("bmm", ((4, 9, 8), (4, 8, 3))),
+        ("mm", ((5, 33), (33, 1))),
+    ],
+)
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+def test_matrix_products(op: str, shapes: tuple[tuple[int, ...], ...], target: Target) -> None:
+    p = Program(x=shapes[0], y=shapes[1])
+    made = p.op(op, "m", x=p.input("x"), y=p.input("y", 0.03, 40))
+    agrees(p.graph(p.ints(made, 0.0191, 50, narrow(target))), target, 0.0191, f"native.{op}")
+
+
+def test_matrix_products_of_unlike_batches_stay_float() -> None:
+    p = Program(x=(2, 3, 4), y=(4, 5))
+    made = p.op("matmul", "m", x=p.input("x"), y=p.input("y", 0.03, 40))
+    _, evidence, wanted, got = both(p.graph(p.ints(made, 0.0191, 50)), NATIVE[2])
+    assert "batches of one shape" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+def pool(n: int) -> dict[str, Arg]:
+    return {"kernel_size": (3,) * n, "stride": (2,) * n, "padding": (1,) * n}
+
+
+AVERAGES: dict[str, tuple[tuple[int, ...], str, dict[str, Arg]]] = {
+    "avg_pool1d": ((2, 4, 9), "avg_pool1d", pool(1)),
+    "avg_pool2d": ((2, 8, 6, 7), "avg_pool2d", pool(2)),
+    "avg_pool2d inside": ((2, 8, 6, 7), "avg_pool2d", {**pool(2), "count_include_pad": False}),
+    "avg_pool2d ceil": ((2, 8, 6, 7), "avg_pool2d", {**pool(2), "ceil_mode": True}),
+    "avg_pool3d": ((2, 3, 5, 5, 5), "avg_pool3d", pool(3)),
+    "adaptive 1": ((2, 4, 9), "adaptive_avg_pool1d", {"output_size": (4,)}),
+    "adaptive 2": ((2, 4, 9, 7), "adaptive_avg_pool2d", {"output_size": (4, 1)}),
+    "adaptive 3": ((2, 4, 5, 5, 5), "adaptive_avg_pool3d", {"output_size": (2, 2, 1)}),
+    "mean": ((2, 4, 9, 7), "mean", {"dim": (2, 3)}),
+    "mean kept": ((2, 4, 9), "mean", {"dim": (1,), "keepdim": True}),
+    "mean of all": ((3, 5), "mean", {}),
+}
+
+
+@pytest.mark.parametrize("case", AVERAGES)
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+def test_averages_keep_the_qparams(case: str, target: Target) -> None:
+    """Equal but where the average of an even number of integers lies between two of them."""
+    shape, op, attrs = AVERAGES[case]
+    programs = (Program(x=shape), Program(x=shape))
+    # the zero point lies near one end, so that padding with anything but it shows
+    values = [p.op(op, "a", x=p.input("x", 0.0413, 11), **attrs) for p in programs]
+    graph = programs[0].graph(programs[0].ints(values[0], 0.0413, 11))
+    exact = materialize(programs[1].graph(values[1])).unwrap()
+    made, evidence, wanted, got = both(graph, target)
+    assert f"native.{op}" in [node.op for node in made]
+    assert not evidence.misses
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(7)) * 1.5
+    # float32 sums of up to 63 values below 6: an error of 63 · 6 · 2^-24, in quanta of 0.0413
+    between = ((exact(x)[0] / 0.0413).frac().abs() - 0.5).abs() < 1e-3
+    quanta = ((wanted[0] - got[0]) / 0.0413).abs()
+    assert quanta.max() <= 1.001
+    assert not (quanta[~between] > 0.5).any()
+
+
 MOVERS: dict[str, Callable[[Program, NodeRef], NodeRef]] = {
     "flatten": lambda p, x: p.op("flatten", "m", x=x, start_dim=1),
     "reshape": lambda p, x: p.op("reshape", "m", x=x, shape=(2, 4, 72)),
