@@ -291,14 +291,13 @@ def _same_shape(place: Place, unit: Unit) -> bool:
 
 def _batches(place: Place, anchor: Node) -> bool:
     """Whether two operands have the same rank, two or more, and the same leading dimensions."""
-    dims: list[tuple[int | None, ...]] = []
-    for arg in anchor.args:
-        found = _type(place, arg.id) if isinstance(arg, NodeRef) else None
-        if found is None or found.dims is None:
-            return False
-        dims.append(found.dims)
-    left, right = dims
-    return len(left) == len(right) >= 2 and left[:-2] == right[:-2] and None not in left[:-2]
+    found = [_type(place, arg.id) for arg in anchor.args if isinstance(arg, NodeRef)]
+    if len(found) != 2 or found[0] is None or found[1] is None:
+        return False
+    left, right = found[0].dims, found[1].dims
+    if left is None or right is None or len(left) != len(right) or len(left) < 2:
+        return False
+    return left[:-2] == right[:-2] and None not in left[:-2]
 
 
 def _free_addend(place: Place, unit: Unit) -> bool:

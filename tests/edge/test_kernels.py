@@ -200,11 +200,11 @@ def peers() -> dict[str, tuple[dict[str, Arg], Callable[[Tensor], Tensor]]]:
     elu: dict[str, Arg] = {"alpha": 0.7, "factor": 1, "input_scale": 1}
     return {
         "sigmoid": ({}, nnq.Sigmoid(*out)),
-        "hardswish": ({}, nnq.Hardswish(*out)),
+        "hardswish": ({}, nnq.Hardswish(*out)),  # type: ignore[no-untyped-call]  # torch's
         "leaky_relu": ({"negative_slope": 0.3}, nnq.LeakyReLU(*out, 0.3)),
-        "elu": (elu, nnq.ELU(*out, 0.7)),
+        "elu": (elu, nnq.ELU(*out, 0.7)),  # type: ignore[no-untyped-call]  # torch's
         "celu": ({"alpha": 0.7}, lambda x: torch.ops.quantized.celu(x, *out, 0.7)),
-        "softmax": ({"dim": 1, "dtype": None}, nnq.Softmax(1, *out)),
+        "softmax": ({"dim": 1, "dtype": None}, nnq.Softmax(1, *out)),  # type: ignore[no-untyped-call]  # torch's
     }
 
 
@@ -232,7 +232,9 @@ def test_norms_are_torchs_bit_for_bit(acts: bool) -> None:
     from torch.ao.nn import quantized as nnq
 
     x, drawn = quantized((2, 8, 6, 6)), torch.Generator().manual_seed(4)
-    weight, bias, mean = (torch.randn(8, generator=drawn) for _ in range(3))
+    weight, bias, mean = (
+        torch.nn.Parameter(torch.randn(8, generator=drawn), requires_grad=False) for _ in range(3)
+    )
     var = torch.rand(8, generator=drawn) + 0.1
     attrs: dict[str, Arg] = {"training": False, "momentum": 0.1, "eps": 1e-5, "relu": acts}
     got = bound("native.batch_norm", **OUT, **attrs)(x, weight, bias, mean, var)
@@ -245,8 +247,9 @@ def test_norms_are_torchs_bit_for_bit(acts: bool) -> None:
     instance = nnq.InstanceNorm2d(8, weight, bias, 0.0191, 50)
     got = bound("native.instance_norm", **OUT, eps=1e-5)(x, weight, bias, None, None)
     assert torch.equal(got.int_repr(), instance(x).int_repr())
-    layer = nnq.LayerNorm((6,), weight[:6], bias[:6], 0.0191, 50)
-    got = bound("native.layer_norm", **OUT, shape=(6,), eps=1e-5)(x, weight[:6], bias[:6])
+    scaled, moved = (torch.nn.Parameter(held[:6], requires_grad=False) for held in (weight, bias))
+    layer = nnq.LayerNorm((6,), scaled, moved, 0.0191, 50)
+    got = bound("native.layer_norm", **OUT, shape=(6,), eps=1e-5)(x, scaled, moved)
     assert torch.equal(got.int_repr(), layer(x).int_repr())
 
 
