@@ -198,3 +198,10 @@ def test_the_plan_of_a_chain_of_additions_is_linear() -> None:
     plan = plan_of(draft.graph(draft.call("softmax", ":softmax", x=x, dim=2)))
     assert reason(plan, "399:add") is Reason.BETWEEN_FLOATS
     assert uint8_affine().qmax == 255
+
+
+@pytest.mark.parametrize("target", [native("x86").unwrap(), reference()], ids=lambda t: t.label)
+def test_norms_run_on_integers_only_for_a_scheme_that_asks(target: Target) -> None:
+    plan = make_plan(transformer(), int8_static(), target).unwrap()
+    assert reason(plan, "b.norm") is Reason.UNFIT
+    assert "lone scheme" in plan[NodeId("b.norm")].text
