@@ -44,7 +44,16 @@ if TYPE_CHECKING:
     from fqx.passes.pipeline import Pass, Pipeline
     from fqx.passes.smooth import smooth
     from fqx.policy.plan import Plan, make_plan
-    from fqx.policy.recipe import Recipe, Rule, Scheme, float_, int8_static, leave_float, use
+    from fqx.policy.recipe import (
+        Recipe,
+        Rule,
+        Scheme,
+        float_,
+        int8_static,
+        leave_float,
+        use,
+        within,
+    )
     from fqx.policy.selectors import Selector, module_type, node, op, path, predicate, regex, scope
     from fqx.policy.target import Target
     from fqx.targets.native import native
@@ -120,6 +129,7 @@ __all__ = [
     "then",
     "use",
     "verify",
+    "within",
 ]
 
 _PLACES: Mapping[str, str] = MappingProxyType(
@@ -157,7 +167,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.pipeline": "Pass Pipeline",
             "passes.smooth": "smooth",
             "policy.plan": "Plan make_plan",
-            "policy.recipe": "Recipe Rule Scheme float_ int8_static leave_float use",
+            "policy.recipe": "Recipe Rule Scheme float_ int8_static leave_float use within",
             "policy.selectors": "Selector module_type node op path predicate regex scope",
             "policy.target": "Target",
             "targets.native": "native",

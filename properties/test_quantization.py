@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from fqx.audit.align import aligned
 from fqx.audit.compare import compare
 from fqx.ir.fault import FaultKind
+from fqx.ir.graph import Graph
+from fqx.ir.names import Path
 from fqx.ir.show import show
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.result import Result, is_success
@@ -24,7 +27,9 @@ from fqx.passes.lower import Lowering, lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Pipeline
 from fqx.passes.smooth import smooth
-from fqx.policy.recipe import int8_static
+from fqx.policy.homes import homes_in
+from fqx.policy.plan import plan_resolved
+from fqx.policy.recipe import Recipe, int8_static, resolve, within
 from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
@@ -43,11 +48,11 @@ TARGETS: tuple[Target, ...] = (
 MORE: dict[str, tuple[Law[Subject], ...]] = {"fold": (EXACT, IDEMPOTENT)}
 
 
-def _pipeline(sample: Sample, target: Target) -> Pipeline:
+def _pipeline(sample: Sample, target: Target, recipe: Recipe | None = None) -> Pipeline:
     return (
         clean()
         | fuse()
-        | observe(int8_static(), target)
+        | observe(recipe or int8_static(), target)
         | calibrate([sample.inputs], progress=False)
         | smooth()
         | convert(target)
@@ -60,9 +65,9 @@ def _overflows(result: Result[Trail, Halt]) -> bool:
     return result.swap().map(lambda halt: halt.fault.kind is FaultKind.NOT_FINITE).value_or(False)
 
 
-def _taken(sample: Sample, target: Target) -> Road:
+def _taken(sample: Sample, target: Target, recipe: Recipe | None = None) -> Road:
     note(f"{target.label}\n{show(sample.graph)}")
-    result = _pipeline(sample, target).run(sample.graph)
+    result = _pipeline(sample, target, recipe).run(sample.graph)
     # A graph whose values overflow is refused by name; every other fault is a bug.
     assume(not _overflows(result))
     trail = result.unwrap()
@@ -119,11 +124,43 @@ def test_every_program_is_no_distance_from_itself(
             assert row.distance.noise == 0.0 or not math.isfinite(row.distance.signal), row
 
 
+def _moved_in(graph: Graph, first: int, last: int) -> Graph:
+    """The nodes from `first` to `last` as those of a module `home`."""
+    scope = ((Path(""), "Drawn"), (Path("home"), "Home"))
+    inside = [node for node in graph if node.op != "input"][first:last]
+    moved = {node.id: replace(node, origin=replace(node.origin, scope=scope)) for node in inside}
+    return replace(graph, nodes=graph.nodes.edit(moved))
+
+
+@given(samples(), st.sampled_from(TARGETS), st.integers(0, 6), st.integers(1, 6))
+def test_nothing_is_shared_across_the_border_of_a_standalone_module(
+    sample: Sample, target: Target, first: int, count: int
+) -> None:
+    graph = _moved_in(sample.graph, first, first + count)
+    homes = homes_in(graph, ["home"])
+    recipe = int8_static() | within("home", int8_static())
+    ready = (clean() | fuse()).run(graph).unwrap().graph
+    assume(any(homes_in(ready, ["home"]).of(name) for name in ready.order))
+    found = broken(ROAD_LAWS, _taken(replace(sample, graph=graph), target, recipe))
+    assert not found, "\n\n".join(map(str, found))
+    made = plan_resolved(graph, resolve(recipe, graph).unwrap(), target).arrangement
+    for seat in made.seats.values():
+        assert len({homes.of(name) for name in seat.unit.nodes}) == 1
+        for edge in seat.edges:
+            params = made.wanted[edge.user, edge.at]
+            if homes.apart(edge.value, edge.user):
+                assert params.sources == (edge.value,)
+                assert params.fixed is None
+    for params in (*made.given.values(), *made.wanted.values()):
+        assert len({homes.of(name) for name in params.sources}) == 1
+
+
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_every_pass_obeys_the_laws,
     test_every_road_obeys_the_laws,
     test_what_is_exposed_is_missing_from_nothing_else,
     test_every_kernel_is_compared_with_its_whole_unit,
     test_every_program_is_no_distance_from_itself,
+    test_nothing_is_shared_across_the_border_of_a_standalone_module,
 )
 """What `python -m properties` runs on drawn graphs."""

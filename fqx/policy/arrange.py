@@ -18,6 +18,7 @@ from fqx.ir.node import Node
 from fqx.ir.signature import TensorType, TupleType, Type
 from fqx.num.scheme import ObserverSpec, QSpec
 from fqx.ops.catalogue import OPS, Trait, fixed_qparams, operand
+from fqx.policy.homes import Homes, homes_in
 from fqx.policy.recipe import Choice, Scheme
 from fqx.policy.target import IntRange, Target
 from fqx.policy.units import Form, NoUnit, Place, Unit, UnitKind, unit_at
@@ -103,6 +104,11 @@ class Scene:
     target: Target
     vetoes: Mapping[NodeId, Veto]
 
+    def homes(self) -> Homes:
+        """The standalone modules that the choices name."""
+        schemes = (choice.scheme for choice in self.choices.values())
+        return homes_in(self.graph, (held.home for held in schemes if held is not None))
+
 
 def arrange(scene: Scene) -> Arrangement:
     """The largest arrangement in which every light unit lies between weighted ones."""
@@ -153,6 +159,7 @@ class _Hall:
         self.dropped: dict[NodeId, Veto] = dict(scene.vetoes)
         self.misses: dict[NodeId, Veto] = {}
         self.place = Place(graph, users(graph), self.position, scene.types, self._allows)
+        self.homes = scene.homes()
         self.kinds: dict[OpName, tuple[UnitKind, ...]] = {}
         self.found: dict[NodeId, Unit] = {}
         self.edges: dict[NodeId, tuple[Edge, ...]] = {}
@@ -177,12 +184,20 @@ class _Hall:
         kinds = self.kinds.setdefault(node.op, self.scene.target.kinds(node.op))
         if not kinds or not self._allows(name):
             return None
-        unit, misses = unit_at(self.place, kinds, name)
+        unit, misses = unit_at(self._room(name), kinds, name)
         why = self._refusal(node, unit, misses)
         if why is not None or unit is None:
             self.misses[name] = why or Veto(Reason.UNFIT, Reason.UNFIT.value)
             return None
         return unit
+
+    def _room(self, name: NodeId) -> Place:
+        """The place as far as the border of the node's standalone module."""
+        if not self.homes.paths:
+            return self.place
+        return replace(
+            self.place, allows=lambda it: self._allows(it) and not self.homes.apart(it, name)
+        )
 
     def _refusal(self, node: Node, unit: Unit | None, misses: tuple[NoUnit, ...]) -> Veto | None:
         if unit is None:
@@ -197,8 +212,13 @@ class _Hall:
             return Veto(Reason.UNFIT, "an operand is no activation")
         if not all(is_float(self.scene.types.get(edge.value)) for edge in edges):
             return Veto(Reason.INTEGERS, Reason.INTEGERS.value)
+        if unit.kind.shares and any(self._crosses(edge) for edge in edges):
+            return Veto(Reason.UNFIT, "its operand comes into a standalone module as float")
         self.edges[node.id] = edges
         return None
+
+    def _crosses(self, edge: Edge) -> bool:
+        return self.homes.apart(edge.value, edge.user)
 
     def drop_idle(self) -> bool:
         """Drop what does not lie between weighted units; whether anything was dropped."""
@@ -232,7 +252,8 @@ class _Hall:
         made_by = {unit.last: unit.anchor for unit in units}
         fed: set[NodeId] = set()
         for unit in units:
-            inputs = (made_by.get(edge.value) for edge in self.edges[unit.anchor])
+            inner = (edge for edge in self.edges[unit.anchor] if not self._crosses(edge))
+            inputs = (made_by.get(edge.value) for edge in inner)
             if is_heavy(unit.kind) or any(anchor in fed for anchor in inputs):
                 fed.add(unit.anchor)
         return fed
@@ -247,14 +268,16 @@ class _Hall:
             for edge in self.edges[unit.anchor]:
                 # the addend of an absorbed addition is a light operand of its unit
                 light = not is_heavy(unit.kind) or edge.user != unit.anchor
-                if not light or unit.anchor in feeds:
+                if (not light or unit.anchor in feeds) and not self._crosses(edge):
                     read.add(edge.value)
         return feeds
 
     def seats(self) -> tuple[Seat, ...]:
         """The units that are left, in program order."""
         order = sorted(self.found, key=lambda name: self.position[name])
-        read = {edge.value for name in order for edge in self.edges[name]}
+        read = {
+            edge.value for name in order for edge in self.edges[name] if not self._crosses(edge)
+        }
         return tuple(self._seat(self.found[name], read) for name in order)
 
     def _seat(self, unit: Unit, read: set[NodeId]) -> Seat:
@@ -375,14 +398,19 @@ class _Desk:
         self.maker = {seat.unit.last: seat for seat in seats if seat.form is Form.INT8}
         # by the identity of schemes: there are few, and seats keep them alive
         self.specs: dict[int, QSpec] = {}
+        self.homes = scene.homes()
         self.asked: dict[NodeId, Seat] = {}
-        for seat in seats:
-            for edge in seat.edges:
-                self.asked.setdefault(edge.value, seat)
+        edges = [(seat, edge) for seat in seats for edge in seat.edges]
+        for seat, edge in sorted(edges, key=lambda item: self.crosses(item[1])):
+            self.asked.setdefault(edge.value, seat)
         # values that come with params of their own: what no integer mover made
         made = [name for name, seat in self.maker.items() if not seat.unit.kind.shares]
         read = [name for name in self.asked if name not in self.maker]
         self.sources = dict.fromkeys((*made, *read))
+
+    def crosses(self, edge: Edge) -> bool:
+        """Whether the border of a standalone module runs across the edge."""
+        return self.homes.apart(edge.value, edge.user)
 
     def spec(self, seat: Seat) -> QSpec:
         """The activation spec of a seat's scheme within the target's integers."""
@@ -441,6 +469,9 @@ class _Desk:
         if seat.unit.kind.shares:
             return shared
         asks = self.spec(seat)
+        if self.crosses(edge):
+            # the value is float at the border, whatever it was made of
+            return Params(edge.value, asks, (edge.value,))
         if edge.value in given:
             held = given[edge.value]
             same = held.fixed is not None or _integers(held.spec) == _integers(asks)

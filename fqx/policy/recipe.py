@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fqx.ir.arg import Arg
 from fqx.ir.fault import Fault, FaultKind
@@ -27,8 +28,10 @@ from fqx.policy.selectors import (
     Selector,
     bad_pattern,
     everything,
+    names_no_module,
     near_misses,
     op,
+    path,
     selector_from_arg,
     selector_to_arg,
     selects,
@@ -48,6 +51,7 @@ __all__ = [
     "recipe_to_arg",
     "resolve",
     "use",
+    "within",
 ]
 
 
@@ -67,12 +71,17 @@ class Smoothing:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a node's operands become integers; `note` says what a pass did to make it possible."""
+    """How a node's operands become integers; `note` says what a pass did to make it possible.
+
+    `home` is the path of the standalone module the scheme is for: no unit and no scale is shared
+    with what lies outside.
+    """
 
     activation: QSpec
     weight: QSpec
     smoothing: Smoothing | None = None
     note: str = ""
+    home: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +169,27 @@ def leave_float(select: Selector) -> Rule:
     return Rule(select, None)
 
 
+def within(module: str, recipe: Recipe, border: Literal["float", "quantized"] = "float") -> Recipe:
+    """The recipe, applied to the module at this path and to nothing else.
+
+    With a border of `float` the module is standalone: what comes in is quantized inside by scales
+    of its own, what goes out is float at the edge, and no unit or scale is shared across. With
+    `quantized` integers pass where both sides have them. Paths in the recipe are those of the whole
+    model. A path that names no module is a fault of `resolve`.
+    """
+    inner = path(module)
+    home = module if border == "float" else ""
+    return Recipe(tuple(_moved_in(rule, inner, home) for rule in recipe.rules))
+
+
+def _moved_in(rule: Rule, inner: Selector, home: str) -> Rule:
+    scheme = rule.scheme if rule.scheme is None else replace(rule.scheme, home=home)
+    select = inner if rule.select == everything() else inner & rule.select
+    # a part of a recipe that the module has no use for is no mistake, unless it was one before
+    by = rule.by or ("" if rule.is_strict else "within")
+    return Rule(select, scheme, by, rule.strict)
+
+
 def resolve(recipe: Recipe, graph: Graph) -> Result[Resolution, Fault]:
     """The last rule that takes each node.
 
@@ -196,7 +226,7 @@ def _without_effect(
         if index in kept:
             continue
         fault = _shadowed(recipe, winner, index, names) if names else _unmatched(rule, graph)
-        if rule.is_strict:
+        if rule.is_strict or (not names and names_no_module(rule.select, graph)):
             faults.append(fault)
         elif not rule.by:
             remarks.append(fault.reason)
@@ -273,6 +303,7 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
             "weight": qspec_to_arg(scheme.weight),
             "smoothing": smoothing,
             "note": scheme.note,
+            **({"home": scheme.home} if scheme.home else {}),
         }
     )
 
@@ -283,7 +314,13 @@ def scheme_from_arg(arg: Arg) -> Result[Scheme, Fault]:
     smoothing = _smoothing(fields.get("smoothing"))
     return qspec_from_arg(fields.get("activation")).bind(
         lambda activation: qspec_from_arg(fields.get("weight")).map(
-            lambda weight: Scheme(activation, weight, smoothing, str(fields.get("note", "")))
+            lambda weight: Scheme(
+                activation,
+                weight,
+                smoothing,
+                str(fields.get("note", "")),
+                home=str(fields.get("home", "")),
+            )
         )
     )
 

@@ -28,6 +28,7 @@ __all__ = [
     "Selector",
     "everything",
     "module_type",
+    "names_no_module",
     "near_misses",
     "node",
     "op",
@@ -209,6 +210,12 @@ def near_misses(selector: Selector, graph: Graph) -> tuple[str, ...]:
         for close in get_close_matches(text, known, n=3, cutoff=0.5):
             names[close] = None
     return tuple(names)[:3]
+
+
+def names_no_module(selector: Selector, graph: Graph) -> bool:
+    """Whether the selector spells the path of a module that no node of the graph lies in."""
+    spelt = [part.text for part in _named(selector) if part.kind is Kind.PATH]
+    return bool(spelt) and not set(spelt) <= set(_names(graph, Kind.PATH))
 
 
 def _named(selector: Selector) -> Iterable[Selector]:
