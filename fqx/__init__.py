@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fqx.passes.calibrate import Stats, calibrate
     from fqx.passes.clean import clean
     from fqx.passes.convert import convert
+    from fqx.passes.decompose import decompose_attention, decompose_recurrent
     from fqx.passes.equalize import equalize
     from fqx.passes.expose import borders, expose
     from fqx.passes.fold import fold
@@ -90,6 +91,8 @@ __all__ = [
     "convert",
     "count_macs",
     "coverage",
+    "decompose_attention",
+    "decompose_recurrent",
     "equalize",
     "explain",
     "expose",
@@ -158,6 +161,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.calibrate": "Stats calibrate",
             "passes.clean": "clean",
             "passes.convert": "convert",
+            "passes.decompose": "decompose_attention decompose_recurrent",
             "passes.equalize": "equalize",
             "passes.expose": "borders expose",
             "passes.fold": "fold",

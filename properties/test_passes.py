@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from fqx.ir.show import show
 from fqx.passes.clean import clean
+from fqx.passes.decompose import decompose_attention, decompose_recurrent
 from fqx.passes.equalize import equalize
 from fqx.passes.fuse import fuse
 from fqx.passes.pipeline import Pass
 from fqx.testing.chains import chains
-from fqx.testing.graphs import Sample, samples
+from fqx.testing.graphs import ATTENTIVE, RECURRENT, Sample, samples
 from fqx.testing.laws import (
     EXACT,
     IDEMPOTENT,
@@ -51,6 +52,16 @@ def test_equalize_obeys_the_laws_on_badly_balanced_chains(sample: Sample) -> Non
     _assert_obeys(equalize(), sample, EXACT, IDEMPOTENT)
 
 
+@given(samples(given=RECURRENT))
+def test_decompose_recurrent_obeys_the_laws(sample: Sample) -> None:
+    _assert_obeys(decompose_recurrent(), sample, ROUNDS_WELL, IDEMPOTENT)
+
+
+@given(samples(given=ATTENTIVE))
+def test_decompose_attention_obeys_the_laws(sample: Sample) -> None:
+    _assert_obeys(decompose_attention(), sample, ROUNDS_WELL, IDEMPOTENT)
+
+
 @given(samples(), st.booleans())
 def test_a_pipeline_is_its_passes_one_behind_the_other(sample: Sample, grouped: bool) -> None:
     one, two = clean(), fuse()
@@ -64,6 +75,8 @@ GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_fuse_obeys_the_laws,
     test_equalize_obeys_the_laws,
     test_equalize_obeys_the_laws_on_badly_balanced_chains,
+    test_decompose_recurrent_obeys_the_laws,
+    test_decompose_attention_obeys_the_laws,
     test_a_pipeline_is_its_passes_one_behind_the_other,
 )
 """What `python -m properties` runs on drawn graphs."""

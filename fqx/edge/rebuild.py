@@ -12,6 +12,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, gather
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.decompose import decompose_attention, decompose_recurrent
 from fqx.passes.equalize import equalize
 from fqx.passes.expose import expose
 from fqx.passes.fold import fold
@@ -81,6 +82,8 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
     {
         "clean": _plain(clean),
         "fuse": _plain(fuse),
+        "decompose_recurrent": _plain(decompose_recurrent),
+        "decompose_attention": _plain(decompose_attention),
         "fold": _plain(fold),
         "equalize": _plain(equalize),
         "smooth": _plain(smooth),

@@ -317,6 +317,83 @@ def _attention(_: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
     )  # fmt: skip
 
 
+def _masked_attention(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+    """An attention under a causal, boolean or float mask; some queries may see no key at all."""
+    call = _attention(sketch, x, dims)
+    if call is None:
+        return None
+    kind = sketch.pick("causal", "bool", "float")
+    if kind == "causal":
+        return Call(call.op, {**call.values, "is_causal": True})
+    scores = sketch.weight(_size(dims[-2]), _size(dims[-2]))
+    term = Call("gt", {"x": scores, "y": 0.5}) if kind == "bool" else Call("abs", {"x": scores})
+    return Call(call.op, {**call.values, "mask": NodeRef(sketch.add(term))})
+
+
+def _recurrent(op: str, gates: int) -> Maker:
+    """A layer over the values, its states taken out of them too; and what is read of it."""
+
+    def make(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+        if len(dims) < 3:
+            return None
+        if len(dims) > 3:
+            x = NodeRef(
+                sketch.add(Call("flatten", {"x": x, "start_dim": 1, "end_dim": len(dims) - 2}))
+            )
+        first, both, biased = (sketch.draw(st.booleans()) for _ in range(3))
+        layers, sides = sketch.draw(st.integers(1, 2)), 2 if both else 1
+        hidden, width = 3, _size(dims[-1])
+        weights: list[Arg] = []
+        for layer in range(layers):
+            taken = hidden * sides if layer else width
+            for _ in range(sides):
+                weights += [sketch.weight(gates * hidden, size) for size in (taken, hidden)]
+                weights += [sketch.weight(gates * hidden) for _ in range(2 * biased)]
+        batch = sketch.add(Call("size", {"x": x, "dim": 0 if first else 1}))
+        start = sketch.weight(layers * sides, 1, hidden)
+        shape = (layers * sides, NodeRef(batch), hidden)
+        state = NodeRef(sketch.add(Call("expand", {"x": start, "shape": shape})))
+        layer_call = {
+            "x": x, "hx": (state, state) if op == "lstm" else state, "weights": tuple(weights),
+            "has_biases": biased, "num_layers": layers, "bidirectional": both,
+            "batch_first": first,
+        }  # fmt: skip
+        made = sketch.add(Call(op, layer_call))
+        index = sketch.draw(st.integers(0, 2 if op == "lstm" else 1))
+        return Call("getitem", {"x": NodeRef(made), "index": index})
+
+    return make
+
+
+def _cell(op: str, gates: int) -> Maker:
+    def make(sketch: Sketch, x: NodeRef, dims: tuple[Dim, ...]) -> Call | None:
+        if len(dims) < 2:
+            return None
+        for _ in dims[2:]:
+            x = NodeRef(sketch.add(Call("select", {"x": x, "index": 0, "dim": 1})))
+        hidden, width = 3, _size(dims[-1])
+        batch = sketch.add(Call("size", {"x": x, "dim": 0}))
+        shape = (NodeRef(batch), hidden)
+        state = NodeRef(sketch.add(Call("expand", {"x": sketch.weight(hidden), "shape": shape})))
+        call = Call(
+            op,
+            {
+                "x": x,
+                "hx": (state, state) if op == "lstm_cell" else state,
+                "w_ih": sketch.weight(gates * hidden, width),
+                "w_hh": sketch.weight(gates * hidden, hidden),
+                "b_ih": sketch.weight(gates * hidden),
+                "b_hh": sketch.weight(gates * hidden),
+            },
+        )
+        if op != "lstm_cell":
+            return call
+        made = sketch.add(call)
+        return Call("getitem", {"x": NodeRef(made), "index": sketch.draw(st.integers(0, 1))})
+
+    return make
+
+
 def _unary(op: str) -> Maker:
     def make(_: Sketch, x: NodeRef, __: tuple[Dim, ...]) -> Call | None:
         return Call(op, {"x": x})
@@ -394,14 +471,27 @@ LIGHT: tuple[Maker, ...] = (
     _attention,
 )
 
+RECURRENT: tuple[Maker, ...] = tuple(
+    make
+    for op, gates in (("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))
+    for make in (_recurrent(op, gates), _cell(f"{op}_cell", gates))
+)
+"""Recurrent layers and cells, for passes that write them out."""
+
+ATTENTIVE: tuple[Maker, ...] = (_attention, _masked_attention)
+"""Attentions, for passes that write them out."""
+
 SHAPES: tuple[tuple[int, ...], ...] = ((2, 4, 4), (4, 5, 3), (3, 6), (5,), (2, 3, 4, 4))
 """Shapes of inputs behind the batch dimension."""
 
 
 @st.composite
-def samples(draw: st.DrawFn, tame: bool = True, most: int = 10) -> Sample:
+def samples(
+    draw: st.DrawFn, tame: bool = True, most: int = 10, given: tuple[Maker, ...] = ()
+) -> Sample:
     """A well-formed FLOAT graph of at most `most` calls, and inputs for it.
 
+    The `given` makers are drawn from for the first calls, and as often as all others for the rest.
     `tame` leaves out rows that turn ordinary values into infinities or NaN, which calibration
     rightly refuses.
     """
@@ -412,7 +502,10 @@ def samples(draw: st.DrawFn, tame: bool = True, most: int = 10) -> Sample:
         sketch.nodes.append(Node(name, OpName("input"), origin=Origin(source=f"drawn:{index}")))
         sketch.types[name] = TensorType(DType.FLOAT32, (named(BATCH), *shape))
     unary = tuple(_unary(op) for op in unary_rows(tame))
-    makers = (*HEAVY, *LIGHT, _unary("relu"), _unary("relu"))
+    usual = (*HEAVY, *LIGHT, _unary("relu"), _unary("relu"))
+    makers = (*usual, *given * (len(usual) // len(given))) if given else usual
+    for _ in range(2 if given else 0):
+        _grow(sketch, given, given)
     for _ in range(draw(st.integers(1, most))):
         _grow(sketch, makers, unary)
     graph = _finished(sketch, len(shapes))

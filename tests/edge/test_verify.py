@@ -123,6 +123,8 @@ def test_passes_are_made_again_from_their_options() -> None:
     for item in (
         fqx.clean(),
         fqx.fuse(),
+        fqx.decompose_recurrent(),
+        fqx.decompose_attention(),
         fqx.fold(),
         fqx.smooth(),
         fqx.observe(fqx.int8_static(), target, fqx.reference()),
