@@ -480,11 +480,21 @@ def _native_unwrap(_: Attrs) -> Run:
 
 
 def _native_bounded(run: Run, attrs: Attrs) -> Run:
-    if (attrs["qmin"], attrs["qmax"]) == (0, 255):
+    """The kernel with its fresh result held to qmin..qmax.
+
+    Not by torch.clamp: under the global engine qnnpack that reads a channels_last tensor in the
+    wrong order.
+    """
+    low, high = attrs["qmin"], attrs["qmax"]
+    if (low, high) == (0, 255):
         return run
-    scale, zero_point = attrs["scale"], attrs["zero_point"]
-    low, high = ((attrs[end] - zero_point) * scale for end in ("qmin", "qmax"))
-    return lambda *operands: torch.clamp(run(*operands), low, high)
+
+    def bounded(*operands: Any) -> Tensor:
+        made: Tensor = run(*operands)
+        integers(made).clamp_(low, high)
+        return made
+
+    return bounded
 
 
 def _quantized_weight(weight: Tensor, scale: Any) -> Tensor:
