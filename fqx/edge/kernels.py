@@ -800,7 +800,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             OpName(f"native.conv_transpose{n}d"): _native_weighted(
                 f"conv_transpose{n}d", _conv_transpose_prepack(n)
             )
-            for n in (1, 2)
+            for n in (1, 2, 3)
         },
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
         OpName("native.add"): _native_pair("add"),

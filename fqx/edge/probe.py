@@ -139,7 +139,7 @@ _CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = MappingP
     {
         **{OpName(f"onednn.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
         **{OpName(f"native.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
-        **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2)},
+        **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2, 3)},
         OpName("onednn.conv2d_add"): (_conv_cases, 2),
         OpName("onednn.linear"): (_linear_cases, 0),
         OpName("onednn.linear_add"): (_linear_cases, 0),

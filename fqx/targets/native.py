@@ -116,10 +116,11 @@ def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
 _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
     {
         # torch 2.13: onednn's transposed convolutions (x86 takes those too) are wrong for groups
-        # and unequal channels, fbgemm's of two dimensions where stride and window are equal
+        # and unequal channels, fbgemm's of two dimensions where stride and window are equal,
+        # qnnpack's of three everywhere
         "x86": (),
         "onednn": (),
-        "fbgemm": _transposed((1,)),
+        "fbgemm": _transposed((1, 3)),
         "qnnpack": _transposed((1, 2)),
     }
 )
@@ -151,7 +152,7 @@ KERNELS: tuple[Kernel, ...] = (
             ("x", "weight", "weight_scale", "bias"),
             (*_OUT, "stride", "padding", "output_padding", "groups", "dilation", "engine"),
         )
-        for n in (1, 2)
+        for n in (1, 2, 3)
     ),
     Kernel(
         OpName("native.linear"),

@@ -29,6 +29,12 @@ _MORE: tuple[UnitKind, ...] = tuple(
 )
 
 
+_FLOAT_KERNELS: tuple[UnitKind, ...] = (
+    UnitKind("sub", OpName("sub"), None, (), ("x", "y"), asked=True),
+    UnitKind("prelu", OpName("prelu"), asked=True),
+)
+"""What no target has a kernel for, between its own quantize and dequantize."""
+
 _OF_KERNELS = frozenset(
     {Need.FLOAT32, Need.SAME_SHAPE, Need.NORMED_RANK, Need.CHANNELED, Need.MATRICES}
 )
@@ -62,6 +68,7 @@ UNITS: tuple[UnitKind, ...] = (
         if (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs) not in _HELD
     ),
     *_MORE,
+    *_FLOAT_KERNELS,
     *shape_kinds("reference"),
 )
 

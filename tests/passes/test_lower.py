@@ -559,6 +559,19 @@ def test_transposed_convolution(engine: str) -> None:
     assert torch.equal(wanted[0], got[0])
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("window", [2, 3])
+def test_transposed_convolution_of_three_dimensions(window: int, groups: int) -> None:
+    p = Program(x=(2, 6, 4, 3, 5))
+    w = p.weight("t", (6, 4, *(window,) * 3), None)
+    place: dict[str, Arg] = {"stride": (2, 1, 2), "padding": (1, 0, 1), "dilation": (1,) * 3}
+    attrs: dict[str, Arg] = {**place, "output_padding": (1, 0, 0), "groups": groups}
+    bias = p.bias("t", 4 * groups)
+    made = p.op("conv_transpose3d", "t", x=p.input("x"), weight=w, bias=bias, **attrs)
+    graph = p.graph(p.ints(made, 0.0191, 50))
+    agrees(graph, native("fbgemm").unwrap(), 0.0191, "native.conv_transpose3d")
+
+
 def test_int8_activations_are_shifted() -> None:
     p = Program(x=(4, 24))
     x = p.ints(NodeRef(NodeId("@x")), 0.05, -3, 127, DType.INT8)
