@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fqx.passes.calibrate import Stats, calibrate
     from fqx.passes.clean import clean
     from fqx.passes.convert import convert
+    from fqx.passes.correct_bias import correct_bias
     from fqx.passes.decompose import decompose_attention, decompose_recurrent
     from fqx.passes.equalize import equalize
     from fqx.passes.expose import borders, expose
@@ -89,6 +90,7 @@ __all__ = [
     "compare",
     "compare_weights",
     "convert",
+    "correct_bias",
     "count_macs",
     "coverage",
     "decompose_attention",
@@ -161,6 +163,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.calibrate": "Stats calibrate",
             "passes.clean": "clean",
             "passes.convert": "convert",
+            "passes.correct_bias": "correct_bias",
             "passes.decompose": "decompose_attention decompose_recurrent",
             "passes.equalize": "equalize",
             "passes.expose": "borders expose",

@@ -9,10 +9,11 @@ from fqx.policy.target import Target
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
 from fqx.testing.captures import CAPTURE_LAWS, captured
+from fqx.testing.correction import CORRECTION_LAWS
 from fqx.testing.laws import broken, violations
 from fqx.testing.observations import BIN_LAWS, OBSERVER_LAWS
 from fqx.testing.quantization import ROAD_LAWS
-from properties.planted import captures, passes, roads, sightings
+from properties.planted import captures, corrections, passes, roads, sightings
 from properties.planted.passes import Planted
 
 
@@ -76,3 +77,17 @@ def test_a_right_capture_breaks_none() -> None:
 
 def test_every_capture_law_has_a_plant() -> None:
     assert {case.law for case in captures.CASES} == {law.name for law in CAPTURE_LAWS}
+
+
+@pytest.mark.parametrize("case", corrections.CASES, ids=lambda case: f"{case.law}: {case.title}")
+def test_a_wrong_correction_breaks_its_law_alone(case: corrections.Planted) -> None:
+    found = broken(CORRECTION_LAWS, case.subject())
+    assert {item.law for item in found} == {case.law}, "\n".join(map(str, found))
+
+
+def test_a_right_correction_breaks_none() -> None:
+    assert not broken(CORRECTION_LAWS, corrections.honest())
+
+
+def test_every_correction_law_has_a_plant() -> None:
+    assert {case.law for case in corrections.CASES} == {law.name for law in CORRECTION_LAWS}

@@ -20,6 +20,7 @@ from fqx.kit.result import Result, is_success
 from fqx.passes.calibrate import calibrate
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
+from fqx.passes.correct_bias import correct_bias
 from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
@@ -35,6 +36,7 @@ from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
 from fqx.testing.borders import BORDER_LAWS
+from fqx.testing.correction import CORRECTION_LAWS, Correction
 from fqx.testing.graphs import Sample, samples
 from fqx.testing.laws import EXACT, IDEMPOTENT, PASS_LAWS, Law, Subject, broken, violations
 from fqx.testing.quantization import ROAD_LAWS, Road
@@ -103,6 +105,20 @@ def test_what_is_exposed_is_missing_from_nothing_else(sample: Sample, target: Ta
 
 
 @given(samples(), st.sampled_from(TARGETS))
+def test_corrected_biases_obey_the_laws(sample: Sample, target: Target) -> None:
+    road = _taken(sample, target)
+    reference, before = road.before("convert"), road.before("lower")
+    rewrite = correct_bias(reference, [sample.inputs], progress=False)
+    found = violations(rewrite, before, PASS_LAWS, sample.inputs)
+    assert not found, "\n\n".join(map(str, found))
+    made = rewrite.run(before)
+    assume(not _overflows(made))
+    subject = Correction(reference, before, made.unwrap().graph, sample.inputs)
+    account = broken(CORRECTION_LAWS, subject)
+    assert not account, "\n\n".join(map(str, account))
+
+
+@given(samples(), st.sampled_from(TARGETS))
 def test_every_kernel_is_compared_with_its_whole_unit(sample: Sample, target: Target) -> None:
     road = _taken(sample, target)
     *_, before, after = road.trail.graphs()
@@ -158,6 +174,7 @@ def test_nothing_is_shared_across_the_border_of_a_standalone_module(
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_every_pass_obeys_the_laws,
     test_every_road_obeys_the_laws,
+    test_corrected_biases_obey_the_laws,
     test_what_is_exposed_is_missing_from_nothing_else,
     test_every_kernel_is_compared_with_its_whole_unit,
     test_every_program_is_no_distance_from_itself,

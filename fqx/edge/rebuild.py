@@ -95,5 +95,9 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
 )
 
 _UNMADE: Mapping[str, str] = MappingProxyType(
-    {"calibrate": "a measurement", "observe_plan": "the plan was made, or edited, by hand"}
+    {
+        "calibrate": "a measurement",
+        "correct_bias": "a measurement",
+        "observe_plan": "the plan was made, or edited, by hand",
+    }
 )

@@ -21,7 +21,7 @@ from fqx.kit.result import Failure, Result, Success, fold
 from fqx.num.observers import State, empty, merge, observe
 from fqx.num.scheme import ObserverSpec
 from fqx.num.states import observers_of, state_weights, with_state
-from fqx.passes.execute import Leaves, Program, Stopped, prepare
+from fqx.passes.execute import Leaves, Program, Stopped, Tap, prepare
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite, conclude
 
 _NAME = "calibrate"
@@ -183,11 +183,20 @@ def _after(measurement: _Measurement, seen: Stats, batch: object) -> Result[Stat
             state = observe(spec, found[name], value)
             found[name] = fold(state, _identity, lambda fault: _stop(_about(graph, name, fault)))
 
+    return run_batch(measurement.program, measurement.inputs(batch), seen.batches, tap).map(
+        lambda _: replace(seen, batches=seen.batches + 1, states=found)
+    )
+
+
+def run_batch(program: Program, batch: object, index: int, tap: Tap) -> Result[object, Fault]:
+    """Run a program on a batch, as `calibrate` takes them, every value shown to the tap.
+
+    Faults: EMPTY_BATCH, BATCH_DOES_NOT_FIT, CALIBRATION_FAILED, and what the tap stops with.
+    """
     return (
-        _arguments(measurement, batch)
-        .bind(lambda call: measurement.program.run(call.args, call.kwargs, tap))
-        .alt(lambda fault: _in_batch(fault, seen.batches, measurement, batch))
-        .map(lambda _: replace(seen, batches=seen.batches + 1, states=found))
+        _arguments(batch)
+        .bind(lambda call: program.run(call.args, call.kwargs, tap))
+        .alt(lambda fault: _in_batch(fault, index, program, batch))
     )
 
 
@@ -212,8 +221,7 @@ class _Arguments:
     kwargs: Mapping[str, object]
 
 
-def _arguments(measurement: _Measurement, batch: object) -> Result[_Arguments, Fault]:
-    picked = measurement.inputs(batch)
+def _arguments(picked: object) -> Result[_Arguments, Fault]:
     if isinstance(picked, Mapping):
         call = _Arguments((), {str(name): value for name, value in picked.items()})
     elif isinstance(picked, (tuple, list)):
@@ -232,17 +240,17 @@ def _arguments(measurement: _Measurement, batch: object) -> Result[_Arguments, F
     return Success(call)
 
 
-def _in_batch(fault: Fault, index: int, measurement: _Measurement, batch: object) -> Fault:
+def _in_batch(fault: Fault, index: int, program: Program, batch: object) -> Fault:
     if fault.kind is not FaultKind.INPUT_DOES_NOT_FIT:
         # the node stays where it was found; the batch tells which data to look at
         return replace(fault, reason=f"batch {index}: {fault.reason}")
-    signature = measurement.program.graph.signature
+    signature = program.graph.signature
     return replace(
         fault,
         kind=FaultKind.BATCH_DOES_NOT_FIT,
         reason=(
             f"batch {index}: {fault.reason}; the model takes {_wanted(signature)}, "
-            f"the batch is {_shown(measurement.inputs(batch))}"
+            f"the batch is {_shown(batch)}"
         ),
         remedy="pick the inputs out of what the loader yields: inputs=lambda batch: batch[0]",
     )
