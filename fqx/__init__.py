@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fqx.api import Quantized, load, pipeline, quantize
+    from fqx.audit.advise import Advice, advise
     from fqx.audit.blame import blame
     from fqx.audit.compare import Comparison, compare, compare_weights
     from fqx.audit.coverage import coverage
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from fqx.targets.reference import reference
 
 __all__ = [
+    "Advice",
     "Comparison",
     "Fault",
     "FaultKind",
@@ -81,6 +83,7 @@ __all__ = [
     "Step",
     "Target",
     "Trail",
+    "advise",
     "apply",
     "blame",
     "borders",
@@ -142,6 +145,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
         name: place
         for place, names in {
             "api": "Quantized load pipeline quantize",
+            "audit.advise": "Advice advise",
             "audit.blame": "blame",
             "audit.compare": "Comparison compare compare_weights",
             "audit.coverage": "coverage",
