@@ -14,6 +14,7 @@ from fqx.ir.fault import FaultKind
 from fqx.ops.catalogue import OPS
 from fqx.ops.schema import Op
 from fqx.policy.target import Target
+from fqx.policy.units import Mode
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
@@ -65,10 +66,16 @@ def _targets() -> tuple[Target, ...]:
 
 
 def _cell(op: Op, target: Target) -> str:
-    kinds = target.kinds(op.name)
+    others = {kind.mode for kind in target.kinds(op.name)} - {Mode.STATIC}
+    named = ", ".join(sorted(mode.value for mode in others))
+    return " · ".join(part for part in (_static_cell(op, target, named), named) if part)
+
+
+def _static_cell(op: Op, target: Target, others: str) -> str:
+    kinds = tuple(kind for kind in target.kinds(op.name) if kind.mode is Mode.STATIC)
     if not kinds:
         absorbed = any(op.name in kind.absorbs for kind in target.units)
-        return "in a unit" if absorbed else "float"
+        return "in a unit" if absorbed else "" if others else "float"
     if all(kind.shares for kind in kinds):
         return "integers"
     tails = sorted({" + ".join(kind.absorbs) for kind in kinds if kind.absorbs})
@@ -115,6 +122,8 @@ _MATRIX_LEGEND = (
     "**int8**: an integer kernel, and what it can absorb behind it. **q/dq**: float arithmetic",
     "between dequantize and quantize, the portable reference. integers: runs on the quantized",
     "values as they are. in a unit: runs as a part of the operator before it. float: stays float.",
+    "dynamic: integers scaled to each call's range. weight only, float16: the weight alone is held",
+    "in int8, in rows of 8 or 4 bits, or in half precision.",
     "An operator that is not listed is captured as a foreign call and stays float.",
     "",
 )

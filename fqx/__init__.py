@@ -51,10 +51,13 @@ if TYPE_CHECKING:
         Recipe,
         Rule,
         Scheme,
+        float16,
         float_,
+        int8_dynamic,
         int8_static,
         leave_float,
         use,
+        weight_only,
         within,
     )
     from fqx.policy.selectors import Selector, module_type, node, op, path, predicate, regex, scope
@@ -101,9 +104,11 @@ __all__ = [
     "equalize",
     "explain",
     "expose",
+    "float16",
     "float_",
     "fold",
     "fuse",
+    "int8_dynamic",
     "int8_static",
     "invert",
     "latency",
@@ -137,6 +142,7 @@ __all__ = [
     "then",
     "use",
     "verify",
+    "weight_only",
     "within",
 ]
 
@@ -178,7 +184,10 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.pipeline": "Pass Pipeline",
             "passes.smooth": "smooth",
             "policy.plan": "Plan make_plan",
-            "policy.recipe": "Recipe Rule Scheme float_ int8_static leave_float use within",
+            "policy.recipe": (
+                "Recipe Rule Scheme float16 float_ int8_dynamic int8_static leave_float use"
+                " weight_only within"
+            ),
             "policy.selectors": "Selector module_type node op path predicate regex scope",
             "policy.target": "Target",
             "targets.native": "native",

@@ -101,7 +101,7 @@ class Quantized:
 def quantize(
     model: Module,
     example_inputs: tuple[object, ...] | Mapping[str, object],
-    calibration: Iterable[object],
+    calibration: Iterable[object] = (),
     *,
     recipe: Recipe | None = None,
     target: Target | str | None = None,
@@ -116,7 +116,8 @@ def quantize(
     """Capture the model, calibrate it on the batches and lower it to the target's int8 kernels.
 
     The model is only read. A batch of `calibration` is a tensor, a tuple or list of positional
-    inputs, or a mapping of keyword inputs; `inputs` picks them out of anything else. Without a
+    inputs, or a mapping of keyword inputs; `inputs` picks them out of anything else. Dynamic and
+    weight-only recipes measure nothing and need none. Without a
     `target` it is onednn on x86 and native/qnnpack on ARM, narrowed by `probe` to what this machine
     computes exactly. `dynamic_shapes` names free dimensions beside the batch, per input. The
     `objective` `accuracy` leaves more in float where the statistics warn, `speed` less.

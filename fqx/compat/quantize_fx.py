@@ -237,11 +237,12 @@ def _activations(mapping: Any, target: Target) -> Result[IntRange, Fault]:
     """The widest range of activations that some QConfig of the mapping asks for."""
     found = [scheme_of_qconfig(qconfig) for qconfig in _qconfigs(mapping).values()]
     ranges = [
-        IntRange(DType.UINT8, scheme.activation.qmin, scheme.activation.qmax)
+        IntRange(DType.UINT8, asked.qmin, asked.qmax)
         for result in found
         if (scheme := result.value_or(None)) is not None
-        and scheme.activation.dtype is DType.UINT8
-        and scheme.activation.observer.kind != "fixed"
+        and (asked := scheme.activation) is not None
+        and asked.dtype is DType.UINT8
+        and asked.observer.kind != "fixed"
     ]
     widest = max(ranges, key=lambda held: held.qmax - held.qmin, default=target.activation)
     return Success(widest)

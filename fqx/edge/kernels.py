@@ -8,6 +8,7 @@ modules. Values are plain integers (`onednn`, `plain`) or torch's quantized tens
 
 from __future__ import annotations
 
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from fqx.ir.arg import Arg
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 from fqx.kit.frozen import FrozenMap
+from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
 from fqx.targets.shapes import AVERAGING, MOVING, ZERO_AWARE
 
@@ -349,6 +351,159 @@ def _linear_add(attrs: Attrs) -> Run:
     return _bounded(run, attrs)
 
 
+def _ranged(attrs: Attrs) -> Callable[[Tensor], tuple[float, int]]:
+    """A function of a tensor to the scale and zero point of its own range.
+
+    The formulas of `fqx.num.affine.choose_qparams` in Python floats, which are float64 too.
+    """
+    qmin, qmax, symmetric = attrs["qmin"], attrs["qmax"], attrs["symmetric"]
+    steps, middle = float(qmax - qmin), (qmin + qmax + 1) // 2
+
+    def choose(x: Tensor) -> tuple[float, int]:
+        if not x.numel():
+            return 1.0, middle if symmetric else qmin
+        ends = torch.aminmax(x)
+        low, high = min(float(ends.min), 0.0), max(float(ends.max), 0.0)
+        span = 2.0 * max(-low, high) if symmetric else high - low
+        # rounded to float32, as every scale is
+        scale = _FLOAT32.unpack(_FLOAT32.pack(max(span / steps, LEAST_SCALE)))[0] if span else 1.0
+        if symmetric:
+            return scale, middle
+        return scale, int(min(max(qmin - round(low / scale), qmin), qmax))
+
+    return choose
+
+
+_FLOAT32 = struct.Struct("f")
+
+
+def _to_uint8(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
+    """As `_quantize`, with qparams known only now."""
+    inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
+    bits = x.detach().to(torch.float32).mul(inverse)
+    bits = bits.clamp_(qmin - zero_point, qmax - zero_point).add_(_MAGIC)
+    return bits.view(torch.int32).to(torch.uint8).add_(zero_point)
+
+
+def _linear_dynamic(attrs: Attrs) -> Run:
+    choose, ends = _ranged(attrs), (attrs["qmin"], attrs["qmax"])
+    tail = (1.0, 0, torch.float32, *_post(attrs))
+    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        _, _, _, packed, scales, zeros = state
+        x_scale, x_zero = choose(x)
+        codes = _to_uint8(x, x_scale, x_zero, *ends)
+        result: Tensor = call(codes, x_scale, x_zero, packed, scales, zeros, bias, *tail)
+        return result
+
+    return run
+
+
+def _conv_dynamic(dims: int) -> Bind:
+    call = getattr(_ONEDNN, f"qconv{dims}d_pointwise").default
+
+    def bound(attrs: Attrs) -> Run:
+        choose, ends = _ranged(attrs), (attrs["qmin"], attrs["qmax"])
+        place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
+        tail = (*place, attrs["groups"], 1.0, 0, torch.float32, *_post(attrs))
+        # a weight packed for one input scale and zero point is right with another
+        packs = _Packs(_conv_pack({**attrs, "x_scale": 1.0, "x_zero_point": 1}))
+
+        def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+            state = packs.state
+            if _stale(state, weight, scale):
+                state = packs.renew(weight, scale, like=x)
+            _, _, _, packed, scales, zeros = state
+            x_scale, x_zero = choose(x)
+            codes = _to_uint8(x, x_scale, x_zero, *ends)
+            result: Tensor = call(codes, x_scale, x_zero, packed, scales, zeros, bias, *tail)
+            return result
+
+        return run
+
+    return bound
+
+
+# Weights alone.
+
+
+def _linear_weight_only(_: Attrs) -> Run:
+    call = torch._weight_int8pack_mm
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+        scales = _scales(scale).expand(weight.shape[0])
+        flat = x.detach().reshape(-1, x.shape[-1])
+        out = call(flat.contiguous(), weight.detach().contiguous(), scales.contiguous())
+        out = out.reshape(*x.shape[:-1], weight.shape[0])
+        return out if bias is None else out.add_(bias.detach())
+
+    return run
+
+
+def _rows(weight: Tensor, scale: Tensor, zero: Any, index: Tensor) -> Tensor:
+    """The values of some rows of a table: `(q - z) * s`, row by row."""
+    codes = weight.detach()[index].to(torch.float32)
+    offsets = zero.detach()[index].unsqueeze(-1) if isinstance(zero, Tensor) else zero
+    return codes.sub_(offsets).mul_(scale.detach()[index].unsqueeze(-1))
+
+
+def _embedding_weight_only(_: Attrs) -> Run:
+    return lambda x, weight, scale, zero: _rows(weight, scale, zero, x)
+
+
+def _embedding_bag_weight_only(attrs: Attrs) -> Run:
+    """Reads the rows that are asked for and lets torch sum them, so all modes and paddings hold."""
+    mode, last, padding = (attrs[n] for n in ("mode", "include_last_offset", "padding_idx"))
+
+    def run(
+        x: Tensor, weight: Tensor, offsets: Any, factors: Any, scale: Tensor, zero: Any
+    ) -> Tensor:
+        flat = x.reshape(-1)
+        rows = _rows(weight, scale, zero, flat)
+        index = torch.arange(flat.numel(), dtype=torch.int64)
+        padded = padding is not None and padding >= 0
+        if padded:
+            # torch leaves out one row by its number: all padding reads a row of its own
+            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+            index = torch.where(flat == padding, flat.numel(), index)
+        return torch.nn.functional.embedding_bag(
+            index.reshape(x.shape),
+            rows,
+            None if x.dim() == 2 else offsets,
+            mode=mode,
+            per_sample_weights=factors,
+            include_last_offset=last,
+            padding_idx=flat.numel() if padded else None,
+        )
+
+    return run
+
+
+def _linear_float16(attrs: Attrs) -> Run:
+    relu = attrs["relu"]
+    call = _QUANTIZED.linear_relu_dynamic_fp16 if relu else _QUANTIZED.linear_dynamic_fp16
+
+    def make(weight: Tensor, _: None, bias: Tensor | None) -> tuple[Any, ...]:
+        held = None if bias is None else bias.detach().float()
+        with _engine("fbgemm"):
+            return (_QUANTIZED.linear_prepack_fp16(weight.detach().float(), held),)
+
+    packs = _Packs(make)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, None) or state[3] is not bias:
+            state = packs.renew(weight, None, bias)
+        result: Tensor = call(x, state[4])
+        return result
+
+    return run
+
+
 def _pair(name: str) -> Bind:
     """add, add_relu or mul of two activations of one shape, or broadcast.
 
@@ -532,6 +687,29 @@ def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
         return _native_bounded(run, attrs)
 
     return bound
+
+
+def _native_linear_dynamic(attrs: Attrs) -> Run:
+    """torch's linear that quantizes its input by the range of each call."""
+    hush()
+    relu, engine, narrow = attrs["relu"], attrs["engine"], attrs["qmax"] == 127
+    call = (_QUANTIZED.linear_relu_dynamic if relu else _QUANTIZED.linear_dynamic).default
+
+    def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
+        held = None if bias is None else bias.detach().float()
+        with _engine(engine):
+            return (_QUANTIZED.linear_prepack(_quantized_weight(weight, scale), held),)
+
+    packs = _Packs(make)
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+        state = packs.state
+        if _stale(state, weight, scale) or state[3] is not bias:
+            state = packs.renew(weight, scale, bias)
+        result: Tensor = call(x.detach(), state[4], narrow)
+        return result
+
+    return run
 
 
 def _conv_prepack(dims: int) -> Callable[..., Any]:
@@ -786,6 +964,13 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("onednn.conv2d_add"): _conv2d_add,
         OpName("onednn.linear"): _linear,
         OpName("onednn.linear_add"): _linear_add,
+        OpName("onednn.linear_dynamic"): _linear_dynamic,
+        **{OpName(f"onednn.conv{n}d_dynamic"): _conv_dynamic(n) for n in (1, 2, 3)},
+        OpName("plain.linear_weight_only"): _linear_weight_only,
+        OpName("plain.embedding_weight_only"): _embedding_weight_only,
+        OpName("plain.embedding_bag_weight_only"): _embedding_bag_weight_only,
+        OpName("native.linear_float16"): _linear_float16,
+        OpName("native.linear_dynamic"): _native_linear_dynamic,
         OpName("onednn.add"): _pair("add"),
         OpName("onednn.mul"): _pair("mul"),
         OpName("native.quantize"): _native_quantize,

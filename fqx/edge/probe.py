@@ -23,6 +23,7 @@ from fqx.ir.names import OpName
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, attempt, fold
 from fqx.policy.target import Target
+from fqx.policy.units import Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,9 @@ def _helps(wide: tuple[Trial, ...], narrow: tuple[Trial, ...]) -> bool:
 
 def _without(target: Target, seen: tuple[Trial, ...]) -> Result[Target, Fault]:
     wrong = {trial.kernel: trial for trial in seen if not trial.passes}
-    kept = tuple(kind for kind in target.units if kind.kernel not in wrong)
-    if any(kind.weight is not None for kind in kept):
+    # dynamic kernels run the static ones' arithmetic and stand or fall with them
+    kept = tuple(kind for kind in target.units if _static(kind.kernel) not in wrong)
+    if any(kind.weight is not None and kind.mode is Mode.STATIC for kind in kept):
         return Success(replace(target, units=kept))
     first = next(iter(wrong.values()))
     said = first.problem or f"it is off by {first.error:g} quanta"
@@ -91,6 +93,10 @@ def _without(target: Target, seen: tuple[Trial, ...]) -> Result[Target, Fault]:
             "choose another target; `reference` runs everywhere",
         )
     )
+
+
+def _static(kernel: OpName | None) -> OpName | None:
+    return None if kernel is None else OpName(kernel.removesuffix("_dynamic"))
 
 
 # Cases: integers at the limits, and small ones of every sign.

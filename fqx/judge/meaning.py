@@ -85,6 +85,19 @@ def _slice(x: Tensor, start: int | None, stop: int | None, dim: int, step: int) 
     return torch.ops.aten.slice.Tensor(x, dim, start, stop, step)  # type: ignore[no-any-return]
 
 
+def _choose_qparams(x: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The scale and zero point under which the integers cover the values of x, and zero exactly."""
+    wide = torch.cat([x.to(torch.float64).reshape(-1), torch.zeros(1, dtype=torch.float64)])
+    low, high = float(wide.min()), float(wide.max())
+    span = 2.0 * max(-low, high) if symmetric else high - low
+    scale = torch.tensor(span / (qmax - qmin) if span else 1.0, dtype=torch.float64)
+    scale = scale.clamp(min=2.0**-60).to(torch.float32)
+    middle = (qmin + qmax + 1) // 2
+    zero = torch.tensor(low, dtype=torch.float64) / scale.to(torch.float64)
+    asymmetric = torch.clamp(qmin - torch.round(zero), qmin, qmax).to(torch.int32)
+    return scale, torch.tensor(middle, dtype=torch.int32) if symmetric else asymmetric
+
+
 def _quantize(
     x: Tensor,
     scale: object,
@@ -113,7 +126,10 @@ def _dequantize(
 ) -> Tensor:
     """(q − z)·s in float32, then in `dtype`."""
     del block
-    steps = x.to(torch.int64) - _column(zero_point, x, axis, torch.int64)
+    if isinstance(zero_point, Tensor) and zero_point.is_floating_point():
+        steps = x.to(torch.float32) - _column(zero_point, x, axis, torch.float32)
+    else:
+        steps = x.to(torch.int64) - _column(zero_point, x, axis, torch.int64)
     return (steps.to(torch.float32) * _column(scale, x, axis, torch.float32)).to(dtype)
 
 
@@ -315,6 +331,7 @@ _ROWS: Final[Mapping[str, Meaning]] = MappingProxyType({
     "int_neg": lambda x: -x,
     # boundaries
     "observe": lambda x, *_states, **_observer: x,
+    "choose_qparams": _choose_qparams,
     "quantize": _quantize,
     "dequantize": _dequantize,
 })

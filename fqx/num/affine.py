@@ -43,6 +43,23 @@ def zero_for(
     return (qmin - (low / scale).round()).clamp(qmin, qmax).to(torch.int32)
 
 
+def choose_qparams(
+    x: torch.Tensor, qmin: int, qmax: int, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale float32 [] and zero point int32 [] that cover the range of `x`: dynamic quantization.
+
+    The formulas of `fqx.num.qparams`; a tensor without elements has scale 1.
+    """
+    if not x.numel():
+        low = high = torch.zeros((), dtype=torch.float64)
+    else:
+        low, high = (end.to(torch.float64) for end in torch.aminmax(x.detach()))
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = scale_for(span_of(low, high, symmetric), qmin, qmax)
+    zero = zero_for(low, scale, qmin, qmax, symmetric)
+    return scale.to(torch.float32), zero
+
+
 def quantize(
     x: torch.Tensor,
     scale: torch.Tensor | float,

@@ -21,6 +21,7 @@ from fqx.kit.result import Failure, Result, Success
 from fqx.num import affine, search, single
 from fqx.num.observers import State
 from fqx.num.scheme import QSpec, check_qspec
+from fqx.num.tensors import torch_dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +55,11 @@ class QParams:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """Integers, scale float32, and zero point int32 or None where every one is zero."""
+    """Integers, scale float32, and zero point int32 or None where every one is zero.
+
+    With a spec of `float_zero` the zero points are float32. Weights of FLOAT16 have scale one and
+    are clamped to what half precision holds.
+    """
 
     tensor: torch.Tensor
     scale: torch.Tensor
@@ -218,6 +223,12 @@ def _finite(tensor: torch.Tensor) -> Result[None, Fault]:
 
 
 def _weight(tensor: torch.Tensor, spec: QSpec) -> QuantizedWeight:
+    if spec.dtype is DType.FLOAT16:
+        largest = torch.finfo(torch.float16).max
+        rounded = tensor.detach().clamp(-largest, largest).to(torch.float16)
+        return QuantizedWeight(rounded, torch.ones((), dtype=torch.float32), None)
+    if spec.float_zero:
+        return _rows(tensor, spec)
     made = weight_qparams(tensor, spec)
     integers = affine.quantize(
         tensor.detach(), made.scale, made.zero_point, spec.qmin, spec.qmax, spec.dtype, made.axis
@@ -225,6 +236,26 @@ def _weight(tensor: torch.Tensor, spec: QSpec) -> QuantizedWeight:
     return QuantizedWeight(
         integers, made.scale, made.zero_point if bool(made.zero_point.any()) else None
     )
+
+
+def _rows(tensor: torch.Tensor, spec: QSpec) -> QuantizedWeight:
+    """Rows over their own ranges: `q = clamp(rint(x * (1/s) + z))`, `s` and `z` float32.
+
+    s = (high - low) / (qmax - qmin), 1 where that is at most 2^-23; z = qmin - low / s, unrounded
+    (per-row uniform quantization, Guan et al. 2019, "Post-training 4-bit quantization on embedding
+    tables", eq. 1).
+    """
+    plain = tensor.detach().to(torch.float32)
+    low, high = (end.to(torch.float32) for end in weight_range(plain, spec.axis))
+    scale = (high - low) / float(spec.qmax - spec.qmin)
+    scale = torch.where(scale > torch.finfo(torch.float32).eps, scale, torch.ones_like(scale))
+    zero = spec.qmin - low / scale
+    shape = [1] * plain.dim()
+    if spec.axis is not None:
+        shape[spec.axis] = -1
+    steps = plain * (1.0 / scale).reshape(shape) + zero.reshape(shape)
+    integers = steps.round_().clamp_(spec.qmin, spec.qmax).to(torch_dtype(spec.dtype))
+    return QuantizedWeight(integers, scale, zero)
 
 
 _FRACTIONS = tuple(1.0 - 0.025 * step for step in range(20))

@@ -67,7 +67,10 @@ class QSpec:
 
     `symmetric` puts zero in the middle of the integers; `axis` None is per tensor, an int per
     channel along that axis. `observer` says what the range is read from. `zero` is the integer a
-    symmetric spec puts zero at where that is not the middle.
+    symmetric spec puts zero at where that is not the middle. `float_zero` lets the zero point be
+    any float, as tables of embeddings have it: `value = (q - zero) * scale` then covers the very
+    range of each row. FLOAT16 is no integer type: values are rounded to half precision and qmin and
+    qmax are 0.
     """
 
     dtype: DType
@@ -78,6 +81,7 @@ class QSpec:
     observer: ObserverSpec = ObserverSpec()
     when: When = "static"
     zero: int | None = None
+    float_zero: bool = False
 
 
 def uint8_affine(observer: ObserverSpec | None = None, qmax: int = 255) -> QSpec:
@@ -90,6 +94,25 @@ def int8_channel(axis: int = 0, limit: int = 127) -> QSpec:
     return QSpec(
         DType.INT8, -limit, limit, True, axis, ObserverSpec("channel_minmax", axis=axis), "weight"
     )
+
+
+def uint8_dynamic(qmax: int = 255) -> QSpec:
+    """Activations as 0..qmax with the scale and zero point of each call's own range."""
+    return QSpec(DType.UINT8, 0, qmax, False, None, ObserverSpec(), "dynamic")
+
+
+def uint8_rows(bits: int = 8) -> QSpec:
+    """Tables of embeddings: each row as 0..2^bits - 1 over its own range, with a float zero point.
+
+    The scheme of torch's `float_qparams_weight_only_qconfig` for 8 and 4 bits.
+    """
+    observer = ObserverSpec("channel_minmax", axis=0)
+    return QSpec(DType.UINT8, 0, 2**bits - 1, False, 0, observer, "weight", float_zero=True)
+
+
+def half() -> QSpec:
+    """Weights rounded to float16."""
+    return QSpec(DType.FLOAT16, 0, 0, True, None, ObserverSpec(), "weight")
 
 
 def histogram(search: Search = "mse", axis: int | None = None, bins: int = BINS) -> ObserverSpec:
@@ -140,6 +163,8 @@ def check_observer(spec: ObserverSpec) -> Result[ObserverSpec, Fault]:
 
 def check_qspec(spec: QSpec) -> Result[QSpec, Fault]:
     """The spec itself; BAD_RECIPE if its integers do not exist or its observer is wrong."""
+    if spec.dtype is DType.FLOAT16:
+        return check_observer(spec.observer).map(lambda _: spec)
     bounds = _BOUNDS.get(spec.dtype)
     if bounds is None:
         return Failure(_bad(f"{spec.dtype.value} is not a type values are quantized to"))
@@ -236,6 +261,7 @@ def qspec_to_arg(spec: QSpec) -> FrozenMap[Arg]:
             "observer": spec_to_arg(spec.observer),
             "when": spec.when,
             **({} if spec.zero is None else {"zero": spec.zero}),
+            **({"float_zero": True} if spec.float_zero else {}),
         }
     )
 
@@ -253,8 +279,18 @@ def qspec_from_arg(arg: Arg) -> Result[QSpec, Fault]:
             observer,
             ("static" | "dynamic" | "weight") as when,
             (int() | None) as zero,
+            (bool() | None) as float_zero,
         ):
-            made = QSpec(dtype, qmin, qmax, symmetric, axis, when=_WHENS[when], zero=zero)
+            made = QSpec(
+                dtype,
+                qmin,
+                qmax,
+                symmetric,
+                axis,
+                when=_WHENS[when],
+                zero=zero,
+                float_zero=float_zero is True,
+            )
             return spec_from_arg(observer).bind(
                 lambda seen: check_qspec(replace(made, observer=seen))
             )
@@ -262,4 +298,14 @@ def qspec_from_arg(arg: Arg) -> Result[QSpec, Fault]:
             return Failure(_bad(f"not a quantization spec: {arg!r}"))
 
 
-_QSPEC_FIELDS = ("dtype", "qmin", "qmax", "symmetric", "axis", "observer", "when", "zero")
+_QSPEC_FIELDS = (
+    "dtype",
+    "qmin",
+    "qmax",
+    "symmetric",
+    "axis",
+    "observer",
+    "when",
+    "zero",
+    "float_zero",
+)

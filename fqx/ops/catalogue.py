@@ -286,6 +286,8 @@ _ROWS: Final = (
     _op("input()",                                    rules.unknown,   BOUNDARY),
     _op("leaf(xs*; path, type, call='')",             rules.declared,  BOUNDARY, CONTAINER),
     _op("observe(x, *states; observer, intent=None)", rules.same_type, BOUNDARY),
+    _op("choose_qparams(x; qmin, qmax, symmetric=False)", rules.qparams, BOUNDARY,
+        CONTAINER),
     _op("quantize(x, scale, zero_point; qmin, qmax, dtype, axis=None, block=None)",
         rules.with_dtype, BOUNDARY),
     _op("dequantize(x, scale, zero_point; dtype, axis=None, block=None)",

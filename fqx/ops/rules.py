@@ -370,6 +370,12 @@ def lstm_cell(call: Call) -> Type:
     return TupleType(tuple(state if state is not None else UNKNOWN for state in states))
 
 
+def qparams(call: Call) -> Type:
+    """Scale and zero point for the whole of `x`."""
+    del call
+    return TupleType((TensorType(DType.FLOAT32, ()), TensorType(DType.INT32, ())))
+
+
 # -- reductions
 
 

@@ -52,14 +52,20 @@ def _either(found: Type | str) -> Type | str:
     return found
 
 
+_SUFFIXES = ("_add", "_dynamic", "_weight_only", "_float16")
+
+
 def kernel_type(node: Node, lookup: Lookup) -> Type:
     """The type of a kernel's value: the dims of the operator it computes, the dtype it writes.
 
-    A kernel is named `target.op`, or `target.op_add` where it absorbs an addition, and its operands
-    start with those of the op. One with an attribute `output` writes that dtype.
+    A kernel is named `target.op`, with `_add` where it absorbs an addition and with its mode where
+    that is not static, and its operands start with those of the op. One with an attribute `output`
+    writes that dtype.
     """
     target, _, name = node.op.partition(".")
-    row = OPS.get(OpName(name.removesuffix("_add")))
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    row = OPS.get(OpName(name))
     if row is None or name in ("quantize", "dequantize", "relu", "clamp", "pad"):
         row = OPS[OpName("pad")] if name == "pad" else OPS[OpName("relu")]
     made = row.infer(Call(node, row, lookup))

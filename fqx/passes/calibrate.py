@@ -160,6 +160,9 @@ def _collected(
 ) -> Result[Stats, Fault]:
     states = {name: start.states.get(name, empty(spec)) for name, spec in measurement.specs.items()}
     seen = Stats(start.batches, states, machine())
+    if all(spec.kind == "fixed" for spec in measurement.specs.values()):
+        # nothing is measured, so no data is needed: dynamic and weight-only schemes
+        return Success(seen)
     try:
         for batch in batches:
             # states change only when a batch is through, so an interruption leaves whole batches

@@ -481,7 +481,12 @@ def _element(dtype: object) -> DType:
 CALLS: Mapping[OpName, Row] = MappingProxyType(
     {
         OpName(name): row
-        for name, row in {**_ROWS, "quantize": _quantize, "dequantize": _dequantize}.items()
+        for name, row in {
+            **_ROWS,
+            "choose_qparams": _call(affine.choose_qparams, "x qmin qmax symmetric"),
+            "quantize": _quantize,
+            "dequantize": _dequantize,
+        }.items()
     }
 )
 """The row of every operator of the catalogue but `input` and `leaf`."""

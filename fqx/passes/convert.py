@@ -41,9 +41,10 @@ from fqx.ops.catalogue import make_node
 from fqx.ops.types import types
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.passes.statistics import Observers, is_seen, joined, observers_in, without_observers
-from fqx.policy.arrange import Arrangement, Params, Scene, Seat, Veto, is_heavy
+from fqx.policy.arrange import Arrangement, Params, Scene, Seat, Veto, is_heavy, narrowed
 from fqx.policy.plan import Plan, Planned, plan_scene
 from fqx.policy.target import Target, target_to_arg
+from fqx.policy.units import Mode
 from fqx.policy.verdicts import Reason
 
 NAME = RuleName("convert")
@@ -351,6 +352,8 @@ def _table(
     for plan, held in zip(plans, made, strict=True):
         was = graph.weights[plan.path]
         puts[plan.to] = weight_of(held.tensor, was.role, persistent=was.persistent, share=True)
+        if plan.spec.dtype is DType.FLOAT16:
+            continue
         puts[plan.scale] = weight_of(held.scale, Role.BUFFER, persistent=was.persistent, share=True)
         if held.zero_point is not None:
             zeros.add(plan.zero)
@@ -373,6 +376,8 @@ class _Writer:
     """What stands for a value that integer kernels make: its dequantize."""
     parts: dict[NodeId, dict[Params, NodeId]] = field(default_factory=dict)
     """The dequantizes of a value under params that are not its own."""
+    dynamic: dict[tuple[NodeId, QSpec], NodeId] = field(default_factory=dict)
+    """The dequantizes of a value whose qparams are chosen at run time."""
 
     def graph(self) -> Graph:
         """The whole program."""
@@ -380,7 +385,7 @@ class _Writer:
         wants = self._wants(made)
         for node in graph:
             self._weight(node)
-            self._put(self._rewired(node, made))
+            self._put(self._dynamic(self._rewired(node, made), made))
             self._quantizers(node, made, wants.get(node.id, ()))
         signature = replace(
             graph.signature, output=_map_tree(graph.signature.output, self._outward)
@@ -415,6 +420,10 @@ class _Writer:
         if plan is None:
             return
         dtype = self.decided.graph.weights[plan.path].dtype
+        if plan.spec.dtype is DType.FLOAT16:
+            name, origin = self._fresh(node.id, "weight"), _origin(node)
+            self._put(make_node("to", name, origin, x=WeightRef(plan.to), dtype=dtype))
+            return
         self._put(
             make_node(
                 "dequantize",
@@ -434,6 +443,7 @@ class _Writer:
         return name
 
     def _rewired(self, node: Node, made: Arrangement) -> Node:
+        # the weight's dequantize was put right before
         held = self.order[-1] if node.id in self.weights.of else None
 
         def read(at: ArgPath, ref: Ref) -> Arg:
@@ -445,6 +455,37 @@ class _Writer:
             return NodeRef(part or self.reads.get(ref.id, ref.id))
 
         return node.with_args(tuple(_map_at(arg, (i,), read) for i, arg in enumerate(node.args)))
+
+    def _dynamic(self, node: Node, made: Arrangement) -> Node:
+        """The node with its input quantized by the scale of each call, if it is dynamic."""
+        seat = made.seats.get(node.id)
+        source = node.args[0] if node.args else None
+        if seat is None or seat.unit.kind.mode is not Mode.DYNAMIC:
+            return node
+        assert isinstance(source, NodeRef)
+        spec = narrowed(seat.scheme.static, self.decided.planned.plan.target.activation)
+        assert spec is not None
+        key = (source.id, spec)
+        if key not in self.dynamic:
+            kind = made.types.get(source.id)
+            dtype = kind.dtype if isinstance(kind, TensorType) else DType.FLOAT32
+            self.dynamic[key] = self._chosen(node, source, spec, dtype)
+        return node.with_args((NodeRef(self.dynamic[key]), *node.args[1:]))
+
+    def _chosen(self, node: Node, x: NodeRef, spec: QSpec, dtype: DType) -> NodeId:
+        """The dequantize behind a quantizer whose scale and zero point are chosen at run time."""
+
+        def put(op: str, role: str, **given: Arg) -> NodeRef:
+            made = make_node(op, self._fresh(node.id, role), _origin(node), **given)
+            return NodeRef(self._put(made))
+
+        ends: dict[str, Arg] = {"qmin": spec.qmin, "qmax": spec.qmax}
+        pair = put("choose_qparams", "choose_qparams", x=x, symmetric=spec.symmetric, **ends)
+        scale = put("getitem", "scale", x=pair, index=0)
+        zero = put("getitem", "zero_point", x=pair, index=1)
+        given: dict[str, Arg] = {"scale": scale, "zero_point": zero}
+        codes = put("quantize", "quantize", x=x, dtype=spec.dtype, **given, **ends)
+        return put("dequantize", "dequantize", x=codes, dtype=dtype, **given).id
 
     def _quantizers(self, node: Node, made: Arrangement, wants: tuple[Params, ...]) -> None:
         kind = made.types.get(node.id)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
@@ -30,7 +31,7 @@ from fqx.ops.catalogue import OPS, Trait
 from fqx.ops.types import types
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.policy.target import Target, target_to_arg
-from fqx.policy.units import Form, Need, NoUnit, Place, Unit, UnitKind, unit_at
+from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, unit_at
 
 NAME = RuleName("lower")
 
@@ -110,6 +111,10 @@ def _lower(graph: Graph, target: Target) -> Result[Rewrite, Fault]:
     return rewritten(graph, edits).map(lambda done: Rewrite(done.graph, done.diff, shop.lowering()))
 
 
+_Operands: TypeAlias = tuple[tuple[Arg, ...], dict[str, Arg]]
+"""A kernel's operands and the attributes beside those of its anchor."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Integers:
     """A value before its dequantize: the node, its qparams and the range it was clamped to."""
@@ -181,9 +186,23 @@ class _Shop:
                 self._move(node)
             elif node.op not in ("dequantize", "input") and node.id not in self.claimed:
                 found = kinds.setdefault(node.op, self._kinds(node.op))
-                self._anchor(node, found)
+                self._anchor(node, tuple(row for row in found if row.mode is self._mode(node)))
         if self.target.form == "quantized":
             self._quantizers()
+
+    def _mode(self, node: Node) -> Mode:
+        """What of the node's operands is quantized, and when."""
+        x, weight = (self._maker(arg) for arg in (*node.args[:2], None, None)[:2])
+        stored = weight is not None and any(isinstance(arg, WeightRef) for arg in weight.args[:1])
+        if weight is not None and stored and weight.op == "to":
+            return Mode.FLOAT16
+        if x is not None and x.op == "dequantize":
+            return Mode.STATIC if isinstance(x.args[1], float) else Mode.DYNAMIC
+        table = weight is not None and stored and weight.op == "dequantize"
+        return Mode.WEIGHT_ONLY if table else Mode.STATIC
+
+    def _maker(self, arg: Arg) -> Node | None:
+        return self.source[arg.id] if isinstance(arg, NodeRef) else None
 
     def _kinds(self, op: OpName) -> tuple[UnitKind, ...]:
         """Rows to try, longest first; an addend that is read again is copied, not refused."""
@@ -259,6 +278,8 @@ class _Shop:
 
     def _kernel(self, unit: Unit) -> Lowered | NoUnit:
         anchor = self.source[unit.anchor]
+        if unit.kind.mode is not Mode.STATIC:
+            return self._float_kernel(unit)
         behind = self._result(unit.last)
         form = Form.FLOAT if behind is None else Form.INT8
         if form not in unit.kind.outputs or unit.kind.kernel is None:
@@ -274,6 +295,90 @@ class _Shop:
         made = Lowered(anchor.id, unit.kind.name, unit.nodes, draft.op, form)
         self.units.append(made)
         return made
+
+    def _float_kernel(self, unit: Unit) -> Lowered | NoUnit:
+        """The kernel of a unit that reads and gives floats."""
+        anchor, kernel = self.source[unit.anchor], unit.kind.kernel
+        if kernel is None:
+            return NoUnit(anchor.id, "the unit has no kernel")
+        rank = _rank_wanted(anchor.op)
+        if rank is not None and _rank(self.types, anchor.args[0]) != rank:
+            return NoUnit(anchor.id, f"its input is not known to have {rank} dimensions")
+        read = {
+            Mode.DYNAMIC: self._dynamic_operands,
+            Mode.WEIGHT_ONLY: self._weight_only_operands,
+        }.get(unit.kind.mode, self._half_operands)(unit, anchor)
+        if isinstance(read, NoUnit):
+            return read
+        args, attrs = read
+        attrs = {**dict(anchor.attrs.items()), **attrs, "output": "float32"}
+        draft = Node(anchor.id, kernel, args, FrozenMap(attrs), self._origin(unit))
+        self._accept(unit, draft, None)
+        made = Lowered(anchor.id, unit.kind.name, unit.nodes, kernel, Form.FLOAT)
+        self.units.append(made)
+        return made
+
+    def _dynamic_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
+        """What stands before the quantizer whose scale is chosen in each call, and its range."""
+        chosen = self._chosen(anchor.args[0])
+        if chosen is None:
+            return NoUnit(anchor.id, "its input is not quantized by the range of each call")
+        weight = self._weight(unit.kind, anchor)
+        if isinstance(weight, NoUnit):
+            return weight
+        x, attrs = chosen
+        last, acts = self.source[unit.last], unit.last != unit.anchor
+        if str(unit.kind.kernel).startswith("native."):
+            if (attrs["qmin"], attrs["symmetric"]) != (0, False) or attrs["qmax"] not in (127, 255):
+                return NoUnit(anchor.id, "the kernel chooses among 0..255 or 0..127 only")
+            attrs |= {"relu": acts, "engine": self.target.engine}
+        else:
+            attrs["activation"] = last.op if acts else "none"
+            attrs["activation_args"] = _activation_args(last) if acts else ()
+        return (x, *weight, anchor.args[2]), attrs
+
+    def _chosen(self, arg: Arg) -> tuple[Arg, dict[str, Arg]] | None:
+        """dequantize <- quantize <- choose_qparams, all of one value: the value and the range."""
+        values = [self.source[arg.id]] if isinstance(arg, NodeRef) else []
+        for op in ("dequantize", "quantize"):
+            below = values[-1].args[0] if values and values[-1].op == op else None
+            if not isinstance(below, NodeRef):
+                return None
+            values.append(self.source[below.id])
+        out, codes, x = values
+        item = self.source[codes.args[1].id] if isinstance(codes.args[1], NodeRef) else None
+        if out.args[1:] != codes.args[1:] or codes.attrs["dtype"] is not DType.UINT8:
+            return None
+        pair = item.args[0] if item is not None and item.op == "getitem" else None
+        chooser = self.source[pair.id] if isinstance(pair, NodeRef) else None
+        if chooser is None or chooser.op != "choose_qparams" or chooser.args != (NodeRef(x.id),):
+            return None
+        attrs = dict(chooser.attrs.items())
+        if (attrs["qmin"], attrs["qmax"]) != (codes.attrs["qmin"], codes.attrs["qmax"]):
+            return None
+        return NodeRef(self._at(x.id)), attrs
+
+    def _weight_only_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
+        """The integers of the weight, with the scales and zero points of its rows."""
+        if anchor.op == "linear":
+            weight = self._weight(unit.kind, anchor)
+            if isinstance(weight, NoUnit):
+                return weight
+            return (anchor.args[0], *weight, anchor.args[2]), {}
+        ref = anchor.args[1]
+        node = self.source[ref.id] if isinstance(ref, NodeRef) else None
+        if node is None or node.op != "dequantize" or node.attrs["axis"] != 0:
+            return NoUnit(anchor.id, "its table is not quantized by rows")
+        return (anchor.args[0], node.args[0], *anchor.args[2:], *node.args[1:]), {}
+
+    def _half_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
+        """The weight in half precision."""
+        ref = anchor.args[1]
+        node = self.source[ref.id] if isinstance(ref, NodeRef) else None
+        held = node.args[0] if node is not None and node.op == "to" else None
+        if not isinstance(held, WeightRef) or self._dtype(held) is not DType.FLOAT16:
+            return NoUnit(anchor.id, "its weight is not in half precision")
+        return (anchor.args[0], held, anchor.args[2]), {"relu": unit.last != unit.anchor}
 
     def _accept(self, unit: Unit, draft: Node, behind: Node | None) -> None:
         self.swaps[unit.anchor] = draft

@@ -21,7 +21,7 @@ from fqx.ir.names import NodeId, RuleName, Stage
 from fqx.ir.node import Node, Origin
 from fqx.kit.frozen import FrozenMap, Table, row
 from fqx.kit.result import Failure, Result, Success, gather
-from fqx.num.scheme import spec_to_arg
+from fqx.num.scheme import ObserverSpec, spec_to_arg
 from fqx.ops.catalogue import make_node
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.policy.arrange import Tap
@@ -166,6 +166,9 @@ def _tapped(
     choices: Mapping[NodeId, Choice],
     plan: Plan,
 ) -> Result[Rewrite, Fault]:
+    if not taps and graph.order:
+        # the intents need a carrier where nothing is measured; it collects nothing
+        taps = (Tap(graph.order[0], ObserverSpec("fixed")),)
     at: dict[NodeId, list[Tap]] = {}
     for tap in taps:
         at.setdefault(tap.value, []).append(tap)

@@ -150,6 +150,8 @@ def _groups(graph: Graph, seen: Observers) -> tuple[_Group, ...]:
         scheme = choices[linears[0]].scheme
         if observer is None or observer.state.counts is None or scheme is None:
             continue
+        if any(choices[name].scheme != scheme for name in linears):
+            continue
         if scheme.smoothing is not None and not observer.state.is_empty:
             found.append(_Group(value, tuple(linears), observer, scheme, scheme.smoothing))
     return tuple(found)
@@ -173,7 +175,7 @@ def _choose(group: _Group, weight: torch.Tensor) -> _Weighed:
     state, limits = group.observer.state, group.limits
     assert state.channel_low is not None
     assert state.channel_high is not None
-    spec = group.scheme.activation
+    spec = group.scheme.static
     kept = predicted_sqnr(state, qparams_between(spec, state.low, state.high))
     if weight.shape[1] != state.channel_low.numel() or state.low == state.high == 0.0:
         return _left(group, kept, math.inf)
@@ -290,7 +292,7 @@ class _Draft:
         choice = replace(one.choice, into="its layer norm" if norm else "a multiplication")
         scheme = replace(
             one.group.scheme,
-            activation=replace(one.group.scheme.activation, observer=ObserverSpec()),
+            activation=replace(one.group.scheme.static, observer=ObserverSpec()),
             smoothing=None,
             note=(
                 f"its input is smoothed into the weight by {choice.into}"

@@ -21,7 +21,7 @@ from fqx.ops.catalogue import OPS, Trait, fixed_qparams, operand
 from fqx.policy.homes import Homes, homes_in
 from fqx.policy.recipe import Choice, Scheme
 from fqx.policy.target import IntRange, Target
-from fqx.policy.units import Form, NoUnit, Place, Unit, UnitKind, unit_at
+from fqx.policy.units import Form, Mode, NoUnit, Place, Unit, UnitKind, unit_at
 from fqx.policy.verdicts import Reason
 
 ADD = OpName("add")
@@ -160,7 +160,7 @@ class _Hall:
         self.misses: dict[NodeId, Veto] = {}
         self.place = Place(graph, users(graph), self.position, scene.types, self._allows)
         self.homes = scene.homes()
-        self.kinds: dict[OpName, tuple[UnitKind, ...]] = {}
+        self.kinds: dict[tuple[OpName, Mode], tuple[UnitKind, ...]] = {}
         self.found: dict[NodeId, Unit] = {}
         self.edges: dict[NodeId, tuple[Edge, ...]] = {}
         self._find(graph.order)
@@ -181,8 +181,12 @@ class _Hall:
 
     def _unit(self, name: NodeId) -> Unit | None:
         node = self.scene.graph[name]
-        kinds = self.kinds.setdefault(node.op, self.scene.target.kinds(node.op))
-        if not kinds or not self._allows(name):
+        choice = self.scene.choices.get(name)
+        if choice is None or choice.scheme is None or not self._allows(name):
+            return None
+        mode = choice.scheme.mode
+        kinds = self.kinds.setdefault((node.op, mode), kinds_in(self.scene.target, node.op, mode))
+        if not kinds:
             return None
         unit, misses = unit_at(self._room(name), kinds, name)
         why = self._refusal(node, unit, misses)
@@ -205,9 +209,9 @@ class _Hall:
         choice = self.scene.choices[node.id]
         if choice.scheme is None or not _fits(choice.scheme, unit.kind, self.scene.target):
             return Veto(Reason.UNFIT_SCHEME, f"{self.scene.target.label} has other integers")
-        if unit.kind.asked:
+        if unit.kind.asked and not choice.scheme.lone:
             return Veto(Reason.UNFIT, ASKED)
-        edges = _edges(self.scene.graph, unit)
+        edges = _edges(self.scene.graph, unit) if unit.kind.int8 else ()
         if edges is None:
             return Veto(Reason.UNFIT, "an operand is no activation")
         if not all(is_float(self.scene.types.get(edge.value)) for edge in edges):
@@ -226,6 +230,8 @@ class _Hall:
         fed, feeds = self._fed(units), self._feeding(units)
         idle: list[Unit] = []
         for unit in units:
+            if self._is_lone(unit) or unit.kind.mode is not Mode.STATIC:
+                continue
             if is_heavy(unit.kind):
                 if unit.kind.adds and unit.anchor not in feeds:
                     idle.append(unit)
@@ -238,6 +244,11 @@ class _Hall:
         )
         return bool(idle)
 
+    def _is_lone(self, unit: Unit) -> bool:
+        """Whether the recipe wants the unit on integers whatever its neighbours do."""
+        scheme = self.scene.choices[unit.anchor].scheme
+        return scheme is not None and scheme.lone
+
     def _drop(self, unit: Unit) -> None:
         del self.found[unit.anchor]
         why = Veto(Reason.BETWEEN_FLOATS, Reason.BETWEEN_FLOATS.value)
@@ -248,13 +259,14 @@ class _Hall:
             self.dropped[unit.anchor] = why
 
     def _fed(self, units: list[Unit]) -> set[NodeId]:
-        """Anchors that a weighted unit reaches through light ones, themselves included."""
+        """Anchors that a static weighted unit reaches through light ones, itself included."""
         made_by = {unit.last: unit.anchor for unit in units}
         fed: set[NodeId] = set()
         for unit in units:
             inner = (edge for edge in self.edges[unit.anchor] if not self._crosses(edge))
             inputs = (made_by.get(edge.value) for edge in inner)
-            if is_heavy(unit.kind) or any(anchor in fed for anchor in inputs):
+            starts = unit.kind.mode is Mode.STATIC and (is_heavy(unit.kind) or self._is_lone(unit))
+            if starts or any(anchor in fed for anchor in inputs):
                 fed.add(unit.anchor)
         return fed
 
@@ -268,7 +280,8 @@ class _Hall:
             for edge in self.edges[unit.anchor]:
                 # the addend of an absorbed addition is a light operand of its unit
                 light = not is_heavy(unit.kind) or edge.user != unit.anchor
-                if (not light or unit.anchor in feeds) and not self._crosses(edge):
+                ours = not light or unit.anchor in feeds or self._is_lone(unit)
+                if ours and not self._crosses(edge):
                     read.add(edge.value)
         return feeds
 
@@ -284,7 +297,7 @@ class _Hall:
         choice = self.scene.choices[unit.anchor]
         assert choice.scheme is not None
         float_out = unit.last not in read and Form.FLOAT in unit.kind.outputs
-        form = Form.FLOAT if float_out else Form.INT8
+        form = Form.FLOAT if float_out or Form.INT8 not in unit.kind.outputs else Form.INT8
         edges = self.edges[unit.anchor]
         if unit.kind.weight is None:
             return Seat(unit, choice.scheme, edges, form)
@@ -299,6 +312,11 @@ class _Hall:
         return {**self.misses, **self.dropped}
 
 
+def kinds_in(target: Target, op: OpName, mode: Mode) -> tuple[UnitKind, ...]:
+    """The target's rows for an operator whose scheme is of this mode."""
+    return tuple(kind for kind in target.kinds(op) if kind.mode is mode)
+
+
 def is_heavy(kind: UnitKind) -> bool:
     """Whether integers pay in such a unit by themselves: it multiplies over a contraction."""
     row = OPS.get(kind.anchor)
@@ -306,8 +324,15 @@ def is_heavy(kind: UnitKind) -> bool:
     return kind.weight is not None or contracts
 
 
+TABLES = frozenset({OpName("embedding"), OpName("embedding_bag")})
+"""Operators that read rows of a table; these have float zero points."""
+
+
 def _fits(scheme: Scheme, kind: UnitKind, target: Target) -> bool:
-    if narrowed(scheme.activation, target.activation) is None:
+    if scheme.mode in (Mode.WEIGHT_ONLY, Mode.FLOAT16):
+        # the axis of the scales decides between tables of rows and channels
+        return scheme.weight.float_zero is (kind.anchor in TABLES)
+    if narrowed(scheme.static, target.activation) is None:
         return False
     return kind.weight is None or narrowed(scheme.weight, target.weight) is not None
 
@@ -416,7 +441,7 @@ class _Desk:
         """The activation spec of a seat's scheme within the target's integers."""
         known = self.specs.get(id(seat.scheme))
         if known is None:
-            spec = narrowed(seat.scheme.activation, self.scene.target.activation)
+            spec = narrowed(seat.scheme.static, self.scene.target.activation)
             assert spec is not None
             known = self.specs[id(seat.scheme)] = replace(spec, observer=_whole(spec.observer))
         return known
@@ -519,7 +544,7 @@ def _taps(sharing: _Sharing, seats: Iterable[Seat]) -> tuple[Tap, ...]:
 
 def channel_axis(scheme: Scheme) -> int:
     """The axis of an input along which a smoothing scheme watches channels."""
-    axis = scheme.activation.observer.axis
+    axis = scheme.static.observer.axis
     return -1 if axis is None else axis
 
 

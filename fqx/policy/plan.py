@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from fqx.ir.arg import DType, Json, NodeRef, WeightRef, encode_arg
 from fqx.ir.fault import Fault
@@ -14,9 +16,20 @@ from fqx.kit.frozen import FrozenMap, Table
 from fqx.kit.result import Result
 from fqx.ops.catalogue import OPS, Trait, is_foreign
 from fqx.ops.types import types
-from fqx.policy.arrange import Arrangement, Params, Scene, Seat, Tap, Veto, arrange, schemes_of
+from fqx.policy.arrange import (
+    Arrangement,
+    Params,
+    Scene,
+    Seat,
+    Tap,
+    Veto,
+    arrange,
+    kinds_in,
+    schemes_of,
+)
 from fqx.policy.recipe import Choice, Recipe, Resolution, Scheme, resolve, scheme_to_arg
 from fqx.policy.target import Target
+from fqx.policy.units import Mode
 from fqx.policy.verdicts import (
     Annotation,
     Fixed,
@@ -172,11 +185,23 @@ def _annotate(scene: Scene, made: Arrangement, node: Node) -> Annotation:
         return Annotation(Reason.ABSORBED, f"it runs inside {anchor}", inputs, output, unit)
     if seat.unit.kind.shares:
         return Annotation(Reason.MOVES_INTEGERS, "", inputs, output, unit)
+    reason = _MODE_REASONS.get(seat.unit.kind.mode)
+    if reason is not None:
+        return Annotation(reason, "", inputs, output, unit)
     text = _narrowing(scene.target, seat)
     if seat.scheme.note:
         note = "; ".join(part for part in (seat.scheme.note, text) if part)
         return Annotation(Reason.SMOOTHED, note, inputs, output, unit)
     return Annotation(Reason.KERNEL, text, inputs, output, unit)
+
+
+_MODE_REASONS: Mapping[Mode, Reason] = MappingProxyType(
+    {
+        Mode.DYNAMIC: Reason.DYNAMIC,
+        Mode.WEIGHT_ONLY: Reason.WEIGHT_ONLY,
+        Mode.FLOAT16: Reason.HALF,
+    }
+)
 
 
 def _inputs(made: Arrangement, seat: Seat, node: Node) -> dict[str, Source]:
@@ -186,6 +211,8 @@ def _inputs(made: Arrangement, seat: Seat, node: Node) -> dict[str, Source]:
             params = made.wanted[edge.user, edge.at]
             given = made.given.get(edge.value)
             found[edge.name] = SharedWith(edge.value) if params == given else _source(params)
+    if node.id == seat.unit.anchor and seat.unit.kind.mode is Mode.DYNAMIC:
+        found["x"] = Own(seat.scheme.static)
     if node.id == seat.unit.anchor and seat.weight_spec is not None:
         found[seat.unit.kind.weight or "weight"] = Own(seat.weight_spec)
         if len(node.args) > 2 and isinstance(node.args[2], (WeightRef, NodeRef)):
@@ -215,6 +242,8 @@ def _float_output(made: Arrangement, node: Node) -> Float:
 
 def _narrowing(target: Target, seat: Seat) -> str:
     asked, limits = seat.scheme.activation, target.activation
+    if asked is None:
+        return ""
     if limits.qmin <= asked.qmin and asked.qmax <= limits.qmax:
         return ""
     return (
@@ -238,10 +267,13 @@ def _why_float(scene: Scene, made: Arrangement, node: Node) -> Veto:
 
 def _why_no_seat(scene: Scene, made: Arrangement, node: Node) -> Veto:
     choice: Choice | None = scene.choices.get(node.id)
-    kinds = scene.target.kinds(node.op)
+    scheme = None if choice is None else choice.scheme
+    mode = Mode.STATIC if scheme is None else scheme.mode
+    kinds = kinds_in(scene.target, node.op, mode)
     found = made.float_because.get(node.id)
     if not kinds:
-        return Veto(Reason.NO_KERNEL, f"{scene.target.label} has no kernel for {node.op}")
+        what = "" if mode is Mode.STATIC else f"{mode.value} "
+        return Veto(Reason.NO_KERNEL, f"{scene.target.label} has no {what}kernel for {node.op}")
     if choice is None:
         return Veto(Reason.NOT_PLANNED, "")
     if choice.rule == DIVISION and choice.scheme is None:

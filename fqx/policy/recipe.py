@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fqx.ir.arg import Arg
+from fqx.ir.arg import Arg, DType
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
@@ -18,11 +18,14 @@ from fqx.kit.result import Failure, Result, Success, fold, gather
 from fqx.num.scheme import (
     QSpec,
     check_qspec,
+    half,
     histogram,
     int8_channel,
     qspec_from_arg,
     qspec_to_arg,
     uint8_affine,
+    uint8_dynamic,
+    uint8_rows,
 )
 from fqx.policy.selectors import (
     Selector,
@@ -36,6 +39,7 @@ from fqx.policy.selectors import (
     selector_to_arg,
     selects,
 )
+from fqx.policy.units import Mode
 
 __all__ = [
     "Choice",
@@ -45,12 +49,15 @@ __all__ = [
     "Scheme",
     "Smoothing",
     "float_",
+    "float16",
+    "int8_dynamic",
     "int8_static",
     "leave_float",
     "recipe_from_arg",
     "recipe_to_arg",
     "resolve",
     "use",
+    "weight_only",
     "within",
 ]
 
@@ -73,15 +80,30 @@ class Smoothing:
 class Scheme:
     """How a node's operands become integers; `note` says what a pass did to make it possible.
 
-    `home` is the path of the standalone module the scheme is for: no unit and no scale is shared
-    with what lies outside.
+    Without an `activation` only the weight is quantized. `lone` lets light operators (additions,
+    pools, activations) run on integers even where no neighbour does. `home` is the path of the
+    standalone module the scheme is for: no unit and no scale is shared with what lies outside.
     """
 
-    activation: QSpec
+    activation: QSpec | None
     weight: QSpec
     smoothing: Smoothing | None = None
     note: str = ""
+    lone: bool = False
     home: str = ""
+
+    @property
+    def mode(self) -> Mode:
+        """What becomes integers, and when its scales are known."""
+        if self.activation is None:
+            return Mode.FLOAT16 if self.weight.dtype is DType.FLOAT16 else Mode.WEIGHT_ONLY
+        return Mode.DYNAMIC if self.activation.when == "dynamic" else Mode.STATIC
+
+    @property
+    def static(self) -> QSpec:
+        """The activation spec of a scheme that has one; a mistake of the caller otherwise."""
+        assert self.activation is not None
+        return self.activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +174,32 @@ def int8_static() -> Recipe:
     return Recipe(
         (Rule(everything(), plain, "int8_static"), Rule(op("linear"), linear, "int8_static"))
     )
+
+
+def int8_dynamic() -> Recipe:
+    """Dynamic int8: per-channel symmetric weights, activations with the scale of each call's range.
+
+    No calibration is needed. Takes linears, convolutions and recurrent layers; the rest stays
+    float.
+    """
+    scheme = Scheme(uint8_dynamic(), int8_channel())
+    return Recipe((Rule(everything(), scheme, "int8_dynamic"),))
+
+
+def weight_only(bits: int = 8) -> Recipe:
+    """Weights alone: tables of embeddings in rows of `bits` (8 or 4), linears in int8 channels."""
+    table = Scheme(None, uint8_rows(bits))
+    return Recipe(
+        (
+            Rule(op("linear"), Scheme(None, int8_channel()), "weight_only"),
+            Rule(op("embedding", "embedding_bag"), table, "weight_only"),
+        )
+    )
+
+
+def float16() -> Recipe:
+    """Weights of linears in half precision, everything computed in float32."""
+    return Recipe((Rule(op("linear"), Scheme(None, half()), "float16"),))
 
 
 def float_() -> Recipe:
@@ -262,11 +310,11 @@ def _check(rule: Rule) -> Fault | None:
     if rule.scheme is None:
         return None
     activation, weight = rule.scheme.activation, rule.scheme.weight
-    if activation.when != "static" or activation.axis is not None:
+    if activation is not None and (activation.when == "weight" or activation.axis is not None):
         return Fault(
             FaultKind.BAD_RECIPE,
-            f"the rule `{rule}` asks for activations that are not static per tensor",
-            "use fqx.num.scheme.uint8_affine",
+            f"the rule `{rule}` asks for activations that are not static or dynamic per tensor",
+            "use fqx.num.scheme.uint8_affine or uint8_dynamic",
         )
     if weight.when != "weight":
         return Fault(
@@ -274,18 +322,27 @@ def _check(rule: Rule) -> Fault | None:
             f"the rule `{rule}` gives weights a spec for activations",
             "use fqx.num.scheme.int8_channel",
         )
-    checked = check_qspec(activation).bind(lambda _: check_qspec(weight))
+    checked = check_qspec(weight)
+    if activation is not None:
+        given = activation
+        checked = checked.bind(lambda _: check_qspec(given))
     return fold(checked, lambda _: None, lambda fault: fault)
 
 
 def _show(scheme: Scheme) -> str:
+    if scheme.activation is None:
+        return f"{scheme.mode.value} {_show_spec(scheme.weight)}"
     return f"{_show_spec(scheme.activation)} x {_show_spec(scheme.weight)}"
 
 
 def _show_spec(spec: QSpec) -> str:
+    if spec.dtype is DType.FLOAT16:
+        return "float16"
     how = "symmetric" if spec.symmetric else "affine"
     where = "" if spec.axis is None else f" along {spec.axis}"
-    seen = "" if spec.when == "weight" else f" by {spec.observer.kind} {spec.observer.search}"
+    seen = {"weight": "", "dynamic": " in each call"}.get(
+        spec.when, f" by {spec.observer.kind} {spec.observer.search}"
+    )
     return f"{spec.dtype.value} {spec.qmin}..{spec.qmax} {how}{where}{seen}"
 
 
@@ -299,10 +356,11 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
     )
     return FrozenMap(
         {
-            "activation": qspec_to_arg(scheme.activation),
+            "activation": None if scheme.activation is None else qspec_to_arg(scheme.activation),
             "weight": qspec_to_arg(scheme.weight),
             "smoothing": smoothing,
             "note": scheme.note,
+            "lone": scheme.lone,
             **({"home": scheme.home} if scheme.home else {}),
         }
     )
@@ -311,18 +369,20 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
 def scheme_from_arg(arg: Arg) -> Result[Scheme, Fault]:
     """Inverse of `scheme_to_arg`; BAD_RECIPE if the data is no scheme."""
     fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
-    smoothing = _smoothing(fields.get("smoothing"))
-    return qspec_from_arg(fields.get("activation")).bind(
-        lambda activation: qspec_from_arg(fields.get("weight")).map(
-            lambda weight: Scheme(
-                activation,
-                weight,
-                smoothing,
-                str(fields.get("note", "")),
-                home=str(fields.get("home", "")),
-            )
+    home = str(fields.get("home", ""))
+    smoothing, note = _smoothing(fields.get("smoothing")), str(fields.get("note", ""))
+    lone, held = fields.get("lone") is True, fields.get("activation", False)
+    nothing: Result[QSpec | None, Fault] = Success(None)
+    activation = nothing if held is None else qspec_from_arg(held).map(_some_spec)
+    return activation.bind(
+        lambda given: qspec_from_arg(fields.get("weight")).map(
+            lambda weight: Scheme(given, weight, smoothing, note, lone, home)
         )
     )
+
+
+def _some_spec(spec: QSpec) -> QSpec | None:
+    return spec
 
 
 def _smoothing(arg: Arg) -> Smoothing | None:

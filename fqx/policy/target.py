@@ -144,6 +144,7 @@ def _mark(target: Target) -> str:
             [*sorted(need.name for need in kind.needs)],
             kind.channel_axis,
             kind.asked,
+            kind.mode.value,
         ]
         for kind in target.units
     ]

@@ -24,6 +24,20 @@ class Form(Enum):
     FLOAT = "float"
 
 
+class Mode(Enum):
+    """What of a node's operands becomes integers, and when the scales are known.
+
+    `static` and `dynamic` quantize the input and the weight, with scales from calibration or from
+    each call's own range; `weight only` and `float16` (weights of half precision) leave the input
+    float. All but `static` give float results.
+    """
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight only"
+    FLOAT16 = "float16"
+
+
 class Need(Enum):
     """What a unit asks of its place, beside its operators; the value is the reason for a miss."""
 
@@ -61,7 +75,8 @@ class UnitKind:
     kernel only moves integers or compares them). Without a `kernel` the unit runs as float
     between dequantize and quantize. `channel_axis` is the weight's axis along which scales may
     differ; None means one scale for the whole weight. `asked` units run in float inside or pay
-    nothing by themselves: only a scheme with `lone` takes them.
+    nothing by themselves: only a scheme with `lone` takes them. A `mode` other than static reads
+    and gives floats: `int8` is empty and `outputs` holds FLOAT alone.
     """
 
     name: str
@@ -75,6 +90,7 @@ class UnitKind:
     needs: frozenset[Need] = frozenset()
     channel_axis: int | None = 0
     asked: bool = False
+    mode: Mode = Mode.STATIC
 
     @property
     def adds(self) -> bool:
@@ -248,7 +264,7 @@ def _is_constant(place: Place, arg: Arg) -> bool:
     if not isinstance(arg, NodeRef):
         return False
     node = place.graph[arg.id]
-    return node.op == "dequantize" and isinstance(node.args[0], WeightRef)
+    return node.op in ("dequantize", "to") and isinstance(node.args[0], WeightRef)
 
 
 def _numbers(arg: Arg) -> tuple[Arg, ...]:

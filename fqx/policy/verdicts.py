@@ -19,6 +19,7 @@ class Verdict(Enum):
     """How a node is computed."""
 
     INT8 = "int8"
+    WEIGHT = "weight"
     FLOAT = "float"
     OUTSIDE = "outside"
 
@@ -31,6 +32,10 @@ class Reason(Enum):
     ABSORBED = "it runs inside the kernel of the node before it"
     MOVES_INTEGERS = "it moves or compares integers and keeps their qparams"
     SMOOTHED = "it runs on integers, its input smoothed into the weight"
+    DYNAMIC = "it runs on integers scaled to each call's own range"
+    # weight
+    WEIGHT_ONLY = "its weight is held in integers and read as float"
+    HALF = "its weight is held in half precision and read as float"
     # float
     BY_RECIPE = "the recipe leaves it float"
     NOT_PLANNED = "no rule planned it when observers were put"
@@ -54,6 +59,9 @@ VERDICTS: Mapping[Reason, Verdict] = MappingProxyType(
         Reason.ABSORBED: Verdict.INT8,
         Reason.MOVES_INTEGERS: Verdict.INT8,
         Reason.SMOOTHED: Verdict.INT8,
+        Reason.DYNAMIC: Verdict.INT8,
+        Reason.WEIGHT_ONLY: Verdict.WEIGHT,
+        Reason.HALF: Verdict.WEIGHT,
         Reason.NO_ARITHMETIC: Verdict.OUTSIDE,
         Reason.INTEGERS: Verdict.OUTSIDE,
     }

@@ -15,7 +15,9 @@ from fqx.ir.names import OpName
 from fqx.kit.result import Failure, Result, Success
 from fqx.ops.catalogue import OPS
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
-from fqx.policy.units import Form, Need, UnitKind
+from fqx.policy.units import Form, Mode, Need, UnitKind
+from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
+from fqx.targets.onednn import DYNAMIC_CONVOLUTION_KERNELS, DYNAMIC_CONVOLUTIONS
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
 ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -23,6 +25,7 @@ ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
 _WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
 _PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
 _CONV = ("stride", "padding", "dilation", "groups")
+_RANGED = ("qmin", "qmax", "symmetric", "output")
 _OUT = ("scale", "zero_point", "qmin", "qmax")
 
 
@@ -102,6 +105,9 @@ _EVERYWHERE: tuple[UnitKind, ...] = (
     *(_weighted(f"conv{n}d", absorbs) for n in (1, 2, 3) for absorbs in (("relu",), ())),
     *(_weighted("linear", absorbs) for absorbs in (("relu",), ())),
     *WEIGHTLESS,
+    float_kind("linear", Mode.DYNAMIC, "native.linear_dynamic", ("relu",)),
+    float_kind("linear", Mode.DYNAMIC, "native.linear_dynamic"),
+    *FLOAT_KINDS,
     *shape_kinds("native"),
 )
 
@@ -168,6 +174,13 @@ KERNELS: tuple[Kernel, ...] = (
         for op in (*ALONE, *CONTRACTIONS, "softmax", "layer_norm", "group_norm", "instance_norm")
     ),
     replace(_alone_kernel("batch_norm"), attrs=(*_alone_kernel("batch_norm").attrs, "relu")),
+    Kernel(
+        OpName("native.linear_dynamic"),
+        ("x", "weight", "weight_scale", "bias"),
+        (*_RANGED, "relu", "engine"),
+    ),
+    *DYNAMIC_CONVOLUTION_KERNELS,
+    *FLOAT_KERNELS,
     *shape_kernels("native"),
 )
 
@@ -187,6 +200,9 @@ def native(engine: str = "x86") -> Result[Target, Fault]:
                 f"use one of {', '.join(ENGINES)}",
             )
         )
-    units = (*_MORE[engine], *_EVERYWHERE)
+    # torch 2.13's dynamic convolutions write their result in the scale of their input, which
+    # saturates; onednn's kernels on plain integers give floats, and need no quantized tensors
+    convolutions = () if engine == "qnnpack" else DYNAMIC_CONVOLUTIONS
+    units = (*_MORE[engine], *_EVERYWHERE, *convolutions)
     target = Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
     return Success(target.narrowed() if engine in ("x86", "fbgemm") else target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
-from fqx.policy.units import Form, Need, UnitKind
+from fqx.policy.units import Form, Mode, Need, UnitKind
+from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
 _BOTH = frozenset({Form.INT8, Form.FLOAT})
@@ -16,6 +17,7 @@ _PAIR_NEEDS = frozenset({Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
 
 _OUT = ("scale", "zero_point", "qmin", "qmax", "output")
 _SCALED = ("x_scale", "x_zero_point", *_OUT)
+_RANGED = ("qmin", "qmax", "symmetric", "output")
 _POST = ("activation", "activation_args")
 _ADDED = ("other_scale", "other_zero_point")
 _CONV = ("stride", "padding", "dilation", "groups")
@@ -40,6 +42,16 @@ def _weighted(anchor: str, activations: tuple[str, ...], kernel: str) -> tuple[U
     )
 
 
+def _dynamic(anchor: str, activations: tuple[str, ...]) -> tuple[UnitKind, ...]:
+    """The anchor on integers scaled in each call, alone and with each activation behind it."""
+    needs = _WEIGHTED | {Need.NUMBER_BOUNDS}
+    chains: tuple[tuple[str, ...], ...] = (*((op,) for op in activations), ())
+    return tuple(
+        float_kind(anchor, Mode.DYNAMIC, f"onednn.{anchor}_dynamic", chain, needs)
+        for chain in chains
+    )
+
+
 def _added(anchor: str, kernel: str) -> tuple[UnitKind, ...]:
     """The anchor with an addition, and a relu behind that."""
     return tuple(
@@ -57,10 +69,26 @@ def _added(anchor: str, kernel: str) -> tuple[UnitKind, ...]:
     )
 
 
+DYNAMIC_CONVOLUTIONS: tuple[UnitKind, ...] = tuple(
+    kind
+    for n, activations in ((1, _CONV_ACTIVATIONS), (2, _CONV_ACTIVATIONS), (3, ()))
+    for kind in _dynamic(f"conv{n}d", activations)
+)
+DYNAMIC_CONVOLUTION_KERNELS: tuple[Kernel, ...] = tuple(
+    Kernel(
+        OpName(f"onednn.conv{n}d_dynamic"),
+        ("x", "weight", "weight_scale", "bias"),
+        (*_RANGED, *_CONV, *_POST),
+    )
+    for n in (1, 2, 3)
+)
+"""`native` runs them too: its own dynamic convolutions saturate."""
+
 UNITS: tuple[UnitKind, ...] = (
     *_weighted("conv1d", _CONV_ACTIVATIONS, "onednn.conv1d"),
     *_weighted("conv2d", _CONV_ACTIVATIONS, "onednn.conv2d"),
-    *_weighted("conv3d", _CONV_ACTIVATIONS, "onednn.conv3d"),
+    # oneDNN as torch calls it takes no activation behind a convolution of three dimensions
+    *_weighted("conv3d", (), "onednn.conv3d"),
     *_added("conv2d", "onednn.conv2d_add"),
     *_weighted("linear", _LINEAR_ACTIVATIONS, "onednn.linear"),
     *_added("linear", "onednn.linear_add"),
@@ -81,6 +109,9 @@ UNITS: tuple[UnitKind, ...] = (
         ("x", "y"),
         needs=frozenset({Need.NO_NUMBERS, Need.FLOAT32}),
     ),
+    *_dynamic("linear", _LINEAR_ACTIVATIONS),
+    *DYNAMIC_CONVOLUTIONS,
+    *FLOAT_KINDS,
     *shape_kinds("plain"),
 )
 
@@ -107,6 +138,11 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("onednn.mul"), ("x", "y"), _PAIR),
     Kernel(OpName("plain.shift"), ("x",), ()),
+    Kernel(
+        OpName("onednn.linear_dynamic"), ("x", "weight", "weight_scale", "bias"), _RANGED + _POST
+    ),
+    *DYNAMIC_CONVOLUTION_KERNELS,
+    *FLOAT_KERNELS,
     *shape_kernels("plain"),
 )
 

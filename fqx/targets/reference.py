@@ -53,6 +53,7 @@ def _without_kernel(kind: UnitKind) -> UnitKind:
         kind.needs - _OF_KERNELS,
         kind.channel_axis,
         kind.asked,
+        kind.mode,
     )
 
 

@@ -167,7 +167,7 @@ def test_a_qconfig_is_a_scheme() -> None:
     default: Any = qconfig.get_default_qconfig("x86")  # type: ignore[no-untyped-call]  # torch's
     scheme = scheme_of_qconfig(default).unwrap()
     assert scheme is not None
-    assert (scheme.activation.qmin, scheme.activation.qmax) == (0, 127)
+    assert (scheme.static.qmin, scheme.static.qmax) == (0, 127)
     assert (scheme.weight.axis, scheme.weight.qmin, scheme.weight.qmax) == (0, -128, 127)
 
 

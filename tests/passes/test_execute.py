@@ -236,6 +236,8 @@ CASES: list[tuple[dict[str, torch.Tensor], Node]] = [
     ),
     (tensors(a=X2), node("size", x=A, dim=1)),
     (tensors(a=X2), node("observe", x=A, observer=FrozenMap({"kind": "minmax"}))),
+    (tensors(a=X2), node("choose_qparams", x=A, qmin=0, qmax=255)),
+    (tensors(a=X2), node("choose_qparams", x=A, qmin=-127, qmax=127, symmetric=True)),
     (
         tensors(a=X2),
         node("quantize", x=A, scale=0.02, zero_point=9, qmin=0, qmax=255, dtype=DType.UINT8),

@@ -1,0 +1,71 @@
+"""Units that read and give floats: weights alone in int8, rows of 8 or 4 bits, half precision.
+
+Dynamic units stand with the static ones of their target, since they run its integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fqx.ir.names import OpName
+from fqx.policy.target import Kernel
+from fqx.policy.units import Form, Mode, Need, UnitKind
+
+FLOATS = frozenset({Form.FLOAT})
+"""The results of units that give floats alone."""
+
+_SUFFIX: Mapping[Mode, str] = MappingProxyType(
+    {Mode.DYNAMIC: "dynamic", Mode.WEIGHT_ONLY: "weight_only", Mode.FLOAT16: "float16"}
+)
+_CONSTANT = frozenset({Need.CONSTANT_WEIGHT, Need.FLOAT32})
+_LINEAR = _CONSTANT | {Need.CONSTANT_BIAS}
+
+
+def float_kind(
+    anchor: str,
+    mode: Mode,
+    kernel: str | None,
+    absorbs: tuple[str, ...] = (),
+    needs: frozenset[Need] = _LINEAR,
+) -> UnitKind:
+    """A row whose unit reads and gives floats; its name ends in its mode."""
+    return UnitKind(
+        "_".join((anchor, *absorbs, _SUFFIX[mode])),
+        OpName(anchor),
+        None if kernel is None else OpName(kernel),
+        tuple(OpName(op) for op in absorbs),
+        (),
+        "weight",
+        FLOATS,
+        needs=needs,
+        mode=mode,
+    )
+
+
+FLOAT_KINDS: tuple[UnitKind, ...] = (
+    float_kind("linear", Mode.WEIGHT_ONLY, "plain.linear_weight_only"),
+    float_kind("embedding", Mode.WEIGHT_ONLY, "plain.embedding_weight_only", (), _CONSTANT),
+    float_kind("embedding_bag", Mode.WEIGHT_ONLY, "plain.embedding_bag_weight_only", (), _CONSTANT),
+    float_kind("linear", Mode.FLOAT16, "native.linear_float16", ("relu",)),
+    float_kind("linear", Mode.FLOAT16, "native.linear_float16"),
+)
+"""Rows of every target with kernels."""
+
+FLOAT_KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        OpName("plain.linear_weight_only"), ("x", "weight", "weight_scale", "bias"), ("output",)
+    ),
+    Kernel(
+        OpName("plain.embedding_weight_only"),
+        ("x", "weight", "weight_scale", "weight_zero_point"),
+        ("padding_idx", "output"),
+    ),
+    Kernel(
+        OpName("plain.embedding_bag_weight_only"),
+        ("x", "weight", "offsets", "per_sample_weights", "weight_scale", "weight_zero_point"),
+        ("mode", "include_last_offset", "padding_idx", "output"),
+    ),
+    Kernel(OpName("native.linear_float16"), ("x", "weight", "bias"), ("relu", "output")),
+)
+"""The schemas of their kernels."""
