@@ -17,11 +17,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import fx, nn
 
+from fqx.compat.assignment import qconfig_of, recipe_of
 from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
 from fqx.compat.qconfig import scheme_of_qconfig
-from fqx.compat.qconfigs import qconfig_of, recipe_of
 from fqx.edge.capture import capture
 from fqx.edge.materialize import materialize
 from fqx.ir.arg import DType
@@ -114,7 +114,9 @@ def prepare_fx(
     target = _value(_target(mapping).alt(Halt))
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
     fused = _value(_captured(model, example, leaves).bind((clean() | fuse()).run))
-    recipe = _value(recipe_of(mapping, fused.graph).alt(lambda fault: Halt(fault, fused)))
+    recipe = _value(
+        recipe_of(mapping, model, fused.graph, leaves).alt(lambda fault: Halt(fault, fused))
+    )
     trail = _value(observe(recipe, target).run(fused))
     kept = _preserved(prepare_custom_config, model)
     made = _value(observed(trail.graph, Settings(target, mapping, kept)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 import fqx.compat.quantize_fx as new
 from fqx.ir.fault import FaultKind
 from fqx.ir.trail import Halt
+from fqx.passes.observe import intents_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -252,6 +253,78 @@ def test_none_in_the_mapping_leaves_a_module_float() -> None:
     assert ours.get_parameter("2.weight").dtype is torch.float32
     classes = by_fqx(case, minmax().set_object_type(nn.Linear, None))
     assert torch.equal(classes(case.batch), case.model(case.batch))
+
+
+class Mixed(nn.Module):
+    """Functions, methods and a module called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two calls of one linear, two functional ones, and a method between them."""
+        weight, bias = self.inner.weight, self.inner.bias
+        once = self.inner(self.inner(x))
+        twice = nn.functional.linear(once, weight, bias).relu()
+        return nn.functional.linear(twice, weight, bias)
+
+
+def schemes(model: nn.Module, mapping: QConfigMapping) -> dict[str, bool]:
+    """Which linears of a prepared model are to be integers."""
+    prepared = new.prepare_fx(model, mapping, (torch.randn(4, 8),))
+    graph = prepared.fqx_preparation.graph
+    told = {
+        name: intent.scheme is not None
+        for item in graph
+        if item.op == "observe"
+        for intent in intents_of(item).unwrap()
+        for name in intent.nodes
+    }
+    return {str(name): quantized for name, quantized in told.items() if graph[name].op == "linear"}
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda m: m.set_object_type(nn.functional.linear, None), {":linear", ":linear.1"}),
+        (lambda m: m.set_object_type(nn.Linear, None), {"inner", "inner@1"}),
+        (lambda m: m.set_module_name("inner", None), {"inner", "inner@1"}),
+        (lambda m: m.set_module_name_regex("inn", None), {"inner", "inner@1"}),
+        (
+            lambda m: m.set_module_name_object_type_order("", nn.functional.linear, 1, None),
+            {":linear.1"},
+        ),
+        (lambda m: m.set_module_name_object_type_order("", nn.Linear, 1, None), {"inner@1"}),
+    ],
+)
+def test_every_part_of_a_mapping_finds_the_nodes_torch_finds(
+    change: Callable[[QConfigMapping], object], left: set[str]
+) -> None:
+    model, mapping = Mixed().eval(), minmax()
+    change(mapping)
+    told = schemes(model, mapping)
+    assert told == {name: name not in left for name in told}
+    assert len(told) == 4
+
+
+def test_a_mapping_reaches_a_model_that_torch_cannot_trace() -> None:
+    case = Case(Branching().eval(), torch.randn(4, 8))
+    ours = by_fqx(case, minmax().set_module_name("two", None))
+    assert ours.get_parameter("one.weight").dtype is torch.int8
+    assert ours.get_parameter("two.weight").dtype is torch.float32
+
+
+class Branching(nn.Module):
+    """Its shape decides which way it goes, which torch.fx alone cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both linears where the input has eight columns."""
+        return self.two(self.one(x)) if x.shape[1] == 8 else x
 
 
 def test_none_in_the_mapping_of_convert_leaves_a_module_float() -> None:

@@ -1,0 +1,188 @@
+"""Which QConfig of a QConfigMapping each node of a graph gets, as a recipe.
+
+torch decides for the nodes of its own trace. They are found again in the graph by the path of their
+module and the number of its call, and, where a function is called, by the path around it, the
+operator and its number there.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fqx.compat.mapping import Entry, Resolved, resolve_qconfigs
+from fqx.compat.qconfig import read_qconfig, scheme_of_qconfig
+from fqx.ir.fault import Fault
+from fqx.ir.graph import Graph
+from fqx.ir.names import NodeId
+from fqx.ir.node import Node
+from fqx.kit.result import Result, Success, attempt, gather
+from fqx.policy.recipe import Recipe, Rule
+from fqx.policy.selectors import Selector, everything, node
+
+
+def recipe_of(
+    mapping: Any, model: nn.Module, graph: Graph, kept: Sequence[str] = ()
+) -> Result[Recipe, Fault]:
+    """One rule for the global QConfig, and one for every QConfig that some nodes have instead.
+
+    `graph` is the model captured and fused; `kept` are paths of modules that are kept whole. Faults
+    as of `resolve_qconfigs` and `scheme_of_qconfig`.
+    """
+    return qconfigs_of(mapping, model, graph, kept).bind(
+        lambda chosen: _recipe(mapping.global_qconfig, chosen)
+    )
+
+
+def qconfigs_of(
+    mapping: Any, model: nn.Module, graph: Graph, kept: Sequence[str] = ()
+) -> Result[Mapping[NodeId, Any], Fault]:
+    """The QConfig, or None, of every node but the inputs.
+
+    Where torch.fx cannot trace the model, `qconfig_of` decides.
+    """
+    nodes = [item for item in graph if item.op not in ("input", "observe")]
+    alone = {item.id: qconfig_of(mapping, item) for item in nodes}
+    traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
+    if traced is None:
+        return Success(alone)
+    return resolve_qconfigs(traced.module, traced.scopes, mapping).map(
+        lambda found: {**alone, **dict(_paired(traced, found, nodes))}
+    )
+
+
+def qconfig_of(mapping: Any, item: Node) -> Any:
+    """The QConfig of a node as the node itself tells: by its module's path or a path around it, by
+    a pattern of paths, by the class of its module or the function it calls, else the global one."""
+    paths = [str(path) for path, _ in reversed(item.origin.scope) if path]
+    named = mapping.module_name_qconfigs
+    for path in paths:
+        if path in named:
+            return named[path]
+    for pattern, qconfig in mapping.module_name_regex_qconfigs.items():
+        if paths and re.match(pattern, paths[0]):
+            return qconfig
+    for kind, qconfig in mapping.object_type_qconfigs.items():
+        if _is_of(kind, item):
+            return qconfig
+    return mapping.global_qconfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """A copy of the model as torch.ao traces it."""
+
+    module: fx.GraphModule
+    scopes: Mapping[str, tuple[str, Any]]
+
+
+def _trace(model: nn.Module, kept: Sequence[str]) -> _Trace:
+    from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+    # tracing runs the model's code, which may write into the model
+    copied = copy.deepcopy(model)
+    make: Any = QuantizationTracer
+    tracer = make(list(kept), [])
+    graph = tracer.trace(copied)
+    return _Trace(fx.GraphModule(copied, graph), dict(tracer.node_name_to_scope))
+
+
+def _paired(trace: _Trace, found: Resolved, nodes: Sequence[Node]) -> Iterator[tuple[NodeId, Any]]:
+    """What torch decided, by the node of the graph that stands for the traced one."""
+    modules: defaultdict[str, list[Entry | None]] = defaultdict(list)
+    functions: defaultdict[tuple[str, str], list[Entry | None]] = defaultdict(list)
+    for traced in trace.module.graph.nodes:
+        if traced.name not in found.decided:
+            continue
+        entry = found.decided[traced.name]
+        if traced.op == "call_module":
+            modules[str(traced.target)].append(entry)
+        elif traced.op in ("call_function", "call_method"):
+            place = trace.scopes[traced.name][0], _operator(traced.target)
+            functions[place].append(entry)
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in nodes:
+        path = str(item.origin.module)
+        place = path, str(item.op)
+        inner = next((p for p, _ in reversed(item.origin.scope) if p in modules), None)
+        if inner is not None:
+            calls = modules[inner]
+            number = item.origin.call if inner == path else 0
+        else:
+            calls, number = functions[place], seen[place]
+            seen[place] += 1
+        if calls:
+            entry = calls[min(number, len(calls) - 1)]
+            yield item.id, entry and entry.qconfig
+
+
+_OPERATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "getitem": "slice",
+        "iadd": "add",
+        "imul": "mul",
+        "truediv": "div",
+        "itruediv": "div",
+        "isub": "sub",
+        "t": "permute",
+        "transpose": "permute",
+        "view": "reshape",
+        "relu6": "clamp",
+        "hardtanh": "clamp",
+        "concat": "cat",
+    }
+)
+"""Functions whose operator in a graph has another name."""
+
+
+def _operator(target: Any) -> str:
+    """The operator that a traced call of a function or a method becomes."""
+    name = (target if isinstance(target, str) else getattr(target, "__name__", "")).strip("_")
+    return _OPERATORS.get(name, name)
+
+
+def _recipe(whole: Any, chosen: Mapping[NodeId, Any]) -> Result[Recipe, Fault]:
+    others: defaultdict[int, list[NodeId]] = defaultdict(list)
+    for name, qconfig in chosen.items():
+        if qconfig is not whole:
+            others[id(qconfig)].append(name)
+    known = {id(qconfig): qconfig for qconfig in chosen.values()}
+    apart = {key: names for key, names in others.items() if not _reuses_input(known[key])}
+    return scheme_of_qconfig(whole).bind(
+        lambda scheme: gather(
+            scheme_of_qconfig(known[key]).map(
+                lambda other, names=names: Rule(_any(names), other)  # type: ignore[misc]
+            )
+            for key, names in apart.items()
+        ).map(lambda rules: Recipe((Rule(everything(), scheme, "QConfigMapping"), *rules)))
+    )
+
+
+def _reuses_input(qconfig: Any) -> bool:
+    """Whether such nodes only move values, whose scale then is that of their input in any case."""
+    reading = read_qconfig(qconfig).map(lambda found: found.reuses_input)
+    return qconfig is not None and reading.value_or(False)
+
+
+def _any(names: list[NodeId]) -> Selector:
+    first, *rest = (node(name) for name in names)
+    for other in rest:
+        first = first | other
+    return first
+
+
+def _is_of(kind: Any, item: Node) -> bool:
+    if inspect.isclass(kind):
+        module = item.origin.module_type
+        return module in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}")
+    inside_leaf = item.origin.module_type in dir(torch.nn)
+    return not inside_leaf and item.op == getattr(kind, "__name__", kind)
