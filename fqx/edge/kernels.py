@@ -734,6 +734,97 @@ def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
     return _QUANTIZED.linear_prepack(weight, bias)
 
 
+# Recurrences whose inputs and states are quantized by the range of each step.
+
+
+class _CellPacks:
+    """The packed weights of a recurrence, made when first needed, kept while all stay the same.
+
+    As with `_Packs`, the state is one tuple that is replaced at once.
+    """
+
+    __slots__ = ("make", "state")
+
+    def __init__(self, make: Callable[..., tuple[Any, ...]]) -> None:
+        self.make = make
+        self.state: tuple[tuple[Any, ...], tuple[int | None, ...], tuple[Any, ...]] = ((), (), ())
+
+    def of(self, weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
+        """What `make` gave for these very tensors with these contents."""
+        read = (*weights, *scales, *biases)
+        versions = tuple(_version(item) if isinstance(item, Tensor) else None for item in read)
+        kept, seen, made = self.state
+        same = len(kept) == len(read) and all(a is b for a, b in zip(kept, read, strict=True))
+        if not same or versions != seen:
+            with torch.no_grad():
+                made = self.make(weights, scales, biases)
+            self.state = (read, versions, made)
+        return made
+
+
+def _cell_parts(engine: str, weights: Any, scales: Any, biases: Any) -> list[tuple[Any, Tensor]]:
+    """Each weight packed, with its bias, which torch's kernels want: zero where there is none."""
+    parts: list[tuple[Any, Tensor]] = []
+    with _engine(engine):
+        for weight, scale, bias in zip(weights, scales, biases, strict=True):
+            held = torch.zeros(weight.shape[0]) if bias is None else bias.detach().float()
+            parts.append((_linear_prepack(_quantized_weight(weight, scale), held, {}), held))
+    return parts
+
+
+def _native_recurrent_dynamic(name: str) -> Bind:
+    """A layer of torch's, its weights, scales and biases in the flat order: of input, of state.
+
+    `reduce_range` quantizes values to seven bits, as torch's own modules do for fbgemm.
+    """
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        call = getattr(torch.ops.aten, f"quantized_{name}").input
+        engine, narrow = attrs["engine"], attrs["reduce_range"]
+        layers, both, first = (attrs[n] for n in ("num_layers", "bidirectional", "batch_first"))
+        named = {"dtype": torch.qint8, "use_dynamic": True} if name == "lstm" else {}
+
+        def make(weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
+            parts = _cell_parts(engine, weights, scales, biases)
+            join = _QUANTIZED.make_quantized_cell_params_dynamic.default
+            return tuple(
+                join(w_ih, w_hh, b_ih, b_hh, narrow)
+                for (w_ih, b_ih), (w_hh, b_hh) in zip(parts[::2], parts[1::2], strict=True)
+            )
+
+        packs = _CellPacks(make)
+
+        def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
+            cells = list(packs.of(weights, scales, biases))
+            start = list(hx) if name == "lstm" else hx
+            return call(x, start, cells, True, layers, 0.0, False, both, first, **named)
+
+        return run
+
+    return bound
+
+
+def _native_cell_dynamic(name: str) -> Bind:
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        call, engine = getattr(_QUANTIZED, f"quantized_{name}_dynamic").default, attrs["engine"]
+
+        def make(weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
+            (w_ih, b_ih), (w_hh, b_hh) = _cell_parts(engine, weights, scales, biases)
+            return w_ih, w_hh, b_ih, b_hh
+
+        packs = _CellPacks(make)
+
+        def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
+            start = list(hx) if name == "lstm_cell" else hx
+            return call(x, start, *packs.of(weights, scales, biases))
+
+        return run
+
+    return bound
+
+
 def _native_pair(name: str) -> Bind:
     def bound(attrs: Attrs) -> Run:
         hush()
@@ -988,6 +1079,14 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             for n in (1, 2, 3)
         },
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
+        **{
+            OpName(f"native.{name}_dynamic"): _native_recurrent_dynamic(name)
+            for name in ("lstm", "gru")
+        },
+        **{
+            OpName(f"native.{name}_dynamic"): _native_cell_dynamic(name)
+            for name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+        },
         OpName("native.add"): _native_pair("add"),
         OpName("native.mul"): _native_pair("mul"),
         OpName("native.add_number"): _native_number(torch.add),

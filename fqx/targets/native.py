@@ -139,6 +139,8 @@ def _alone_kernel(op: str) -> Kernel:
     return Kernel(OpName(f"native.{op}"), operands, (*_OUT, *own, "engine"))
 
 
+_RECURRENT = ("x", "hx", "weights", "weight_scales", "biases")
+
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),
     Kernel(OpName("native.dequantize"), ("x",), ("dtype",)),
@@ -164,6 +166,18 @@ KERNELS: tuple[Kernel, ...] = (
         OpName("native.linear"),
         ("x", "weight", "weight_scale", "bias"),
         (*_OUT, "relu", "engine"),
+    ),
+    *(
+        Kernel(
+            OpName(f"native.{name}_dynamic"),
+            _RECURRENT,
+            ("num_layers", "bidirectional", "batch_first", "reduce_range", "engine"),
+        )
+        for name in ("lstm", "gru")
+    ),
+    *(
+        Kernel(OpName(f"native.{name}_dynamic"), _RECURRENT, ("engine",))
+        for name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
     ),
     Kernel(OpName("native.add"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "relu", "engine")),
