@@ -150,9 +150,10 @@ def _kind(made: Any) -> Result[ObserverSpec, Fault]:
 
 def _uniform(made: Any, seen: ObserverSpec, when: When) -> Result[Reading, Fault]:
     """The spec of an observer that collects ranges and computes in float32 from them."""
-    if made.qscheme == torch.per_channel_affine_float_qparams:
-        return Failure(_bad("float zero points are for tables of embeddings"))
     asked: When = "dynamic" if made.is_dynamic else when
+    float_zero = made.qscheme == torch.per_channel_affine_float_qparams
+    if float_zero and asked != "weight":
+        return Failure(_bad("float zero points are for tables of embeddings"))
     if asked != "static" and seen.kind == "moving_average":
         # the first batch sets the average, and a weight or a call is seen once
         seen = ObserverSpec("minmax")
@@ -179,6 +180,7 @@ def _uniform(made: Any, seen: ObserverSpec, when: When) -> Result[Reading, Fault
                 observer,
                 asked,
                 zero=None if zero == middle else zero,
+                float_zero=float_zero,
             ),
         )
     )
@@ -220,6 +222,7 @@ _UINT8, _INT8 = _Integers(DType.UINT8, 0, 255), _Integers(DType.INT8, -128, 127)
 _INT32 = _Integers(DType.INT32, -(2**31), 2**31 - 1)
 _INTEGERS: Mapping[str, _Integers] = MappingProxyType(
     {
+        "quint4x2": _Integers(DType.UINT8, 0, 15),
         "quint8": _UINT8,
         "uint8": _UINT8,
         "qint8": _INT8,

@@ -51,9 +51,10 @@ def read_qconfig(qconfig: Any) -> Result[QConfigReading, Fault]:
 def scheme_of_qconfig(qconfig: Any) -> Result[Scheme | None, Fault]:
     """The scheme a QConfig asks for; None leaves the operator float, as a QConfig None does.
 
-    A static activation whose weight stays float32 gives a scheme for operators without weights;
-    its own weight spec is the default of torch.ao and `read_qconfig` tells that it is not asked
-    for. A QConfig that reuses its input's scale gives None: `read_qconfig` tells it apart.
+    Weights alone are quantized where the activation stays float32, and, to float16, under dynamic
+    float16. A static activation whose weight stays float32 gives a scheme for operators without
+    weights; its own weight spec is the default of torch.ao and `read_qconfig` tells that it is not
+    asked for. A QConfig that reuses its input's scale gives None: `read_qconfig` tells it apart.
     Fails with BAD_RECIPE as `read_qconfig` does, and for combinations that are not to be had.
     """
     nothing: Result[Scheme | None, Fault] = Success(None)
@@ -65,13 +66,19 @@ def scheme_of_reading(reading: QConfigReading) -> Result[Scheme | None, Fault]:
     activation, weight = reading.activation.spec, reading.weight.spec
     if reading.reuses_input or (activation is None and weight is None):
         return Success(None)
-    if activation is None:
-        return Failure(_bad("weights alone cannot be quantized yet"))
-    if activation.dtype is DType.FLOAT16 or (weight and weight.dtype is DType.FLOAT16):
-        return Failure(_bad("float16 is not to be had yet"))
-    if activation.when == "dynamic":
-        return Failure(_bad("ranges of each call are not to be had yet"))
-    return Success(Scheme(activation, _default_weight() if weight is None else weight))
+    if activation is not None and activation.when == "dynamic" and weight is None:
+        return Success(None)
+    halved = activation is not None and activation.dtype is DType.FLOAT16
+    weighed = weight is not None and weight.dtype is DType.FLOAT16
+    if halved and not reading.activation.is_dynamic:
+        return Failure(_bad("activations rounded to float16 are not to be had, only weights are"))
+    if halved and not weighed:
+        return Failure(_bad("float16 activations need a float16 weight"))
+    if weighed and activation is not None and not halved:
+        return Failure(_bad("integers are not multiplied by a float16 weight"))
+    # dynamic float16 rounds the weight and leaves the activation as it is
+    kept = None if halved else activation
+    return Success(Scheme(kept, _default_weight() if weight is None else weight))
 
 
 def _default_weight() -> QSpec:

@@ -241,14 +241,15 @@ def _weight(tensor: torch.Tensor, spec: QSpec) -> QuantizedWeight:
 def _rows(tensor: torch.Tensor, spec: QSpec) -> QuantizedWeight:
     """Rows over their own ranges: `q = clamp(rint(x * (1/s) + z))`, `s` and `z` float32.
 
-    s = (high - low) / (qmax - qmin), 1 where that is at most 2^-23; z = qmin - low / s, unrounded
-    (per-row uniform quantization, Guan et al. 2019, "Post-training 4-bit quantization on embedding
-    tables", eq. 1).
+    s = (high - low) / (qmax - qmin), 1 where that is at most the least scale, which is 2^-23 unless
+    told; z = qmin - low / s, unrounded (per-row uniform quantization, Guan et al. 2019,
+    "Post-training 4-bit quantization on embedding tables", eq. 1).
     """
     plain = tensor.detach().to(torch.float32)
     low, high = (end.to(torch.float32) for end in weight_range(plain, spec.axis))
     scale = (high - low) / float(spec.qmax - spec.qmin)
-    scale = torch.where(scale > torch.finfo(torch.float32).eps, scale, torch.ones_like(scale))
+    least = torch.tensor(spec.observer.least_scale or 2.0**-23, dtype=torch.float32)
+    scale = torch.where(scale > least, scale, torch.ones_like(scale))
     zero = spec.qmin - low / scale
     shape = [1] * plain.dim()
     if spec.axis is not None:

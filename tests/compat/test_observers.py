@@ -13,8 +13,9 @@ from fqx.compat.observers import Constructor, read_observer, spec_of_observer
 from fqx.compat.qconfig import read_qconfig, scheme_of_qconfig
 from fqx.ir.arg import DType
 from fqx.num import observers
-from fqx.num.qparams import qparams_of, weight_qparams
+from fqx.num.qparams import qparams_of, quantize_weight, weight_qparams
 from fqx.num.scheme import QSpec
+from fqx.policy.units import Mode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
 
@@ -54,6 +55,10 @@ BITWISE: dict[str, Any] = {
         factory_kwargs=lambda: {"device": "cpu"}
     ),
 }
+
+
+def _pair(activation: object, weight: object) -> Any:
+    return qconfig.QConfig(activation, weight)  # type: ignore[no-untyped-call]  # torch's own
 
 
 def batches() -> list[torch.Tensor]:
@@ -172,14 +177,64 @@ def test_a_qconfig_is_a_scheme() -> None:
 
 
 def test_a_float_weight_is_told_apart() -> None:
-    norm: Any = qconfig.QConfig(  # type: ignore[no-untyped-call]  # torch's own
-        activation=observer.default_observer, weight=observer.default_placeholder_observer
-    )
+    norm = _pair(observer.default_observer, observer.default_placeholder_observer)
     assert read_qconfig(norm).unwrap().has_float_weight
     scheme = scheme_of_qconfig(norm).unwrap()
     default = scheme_of_qconfig(qconfig.default_qconfig).unwrap()
     assert scheme is not None and default is not None
     assert scheme.weight == default.weight
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        (qconfig.default_dynamic_qconfig, Mode.DYNAMIC),
+        (qconfig.per_channel_dynamic_qconfig, Mode.DYNAMIC),
+        (qconfig.default_weight_only_qconfig, Mode.WEIGHT_ONLY),
+        (qconfig.float_qparams_weight_only_qconfig, Mode.WEIGHT_ONLY),
+        (qconfig.float_qparams_weight_only_qconfig_4bit, Mode.WEIGHT_ONLY),
+        (qconfig.float16_dynamic_qconfig, Mode.FLOAT16),
+        (qconfig.default_symmetric_qnnpack_qconfig, Mode.STATIC),
+    ],
+)
+def test_the_mode_follows_from_both_halves(given: Any, mode: Mode) -> None:
+    scheme = scheme_of_qconfig(given).unwrap()
+    assert scheme is not None and scheme.mode is mode
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_of_embeddings_has_the_qparams_of_torch(bits: int) -> None:
+    table = torch.cat([*batches(), torch.full((1, 4), 0.25)])
+    given: Any = (
+        qconfig.float_qparams_weight_only_qconfig
+        if bits == 8
+        else qconfig.float_qparams_weight_only_qconfig_4bit
+    )
+    scheme, peer = scheme_of_qconfig(given).unwrap(), given.weight()
+    assert scheme is not None and (scheme.weight.qmin, scheme.weight.qmax) == (0, 2**bits - 1)
+    peer(table)
+    scale, zero = peer.calculate_qparams()
+    made = quantize_weight(table, scheme.weight).unwrap()
+    assert made.zero_point is not None
+    assert torch.equal(made.scale, scale) and torch.equal(made.zero_point, zero)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (qconfig.float16_static_qconfig, "activations rounded to float16"),
+        (
+            _pair(qconfig.float16_dynamic_qconfig.activation, observer.default_weight_observer),
+            "need a float16 weight",
+        ),
+        (
+            _pair(observer.default_observer, qconfig.float16_dynamic_qconfig.weight),
+            "by a float16 weight",
+        ),
+    ],
+)
+def test_halves_that_do_not_go_together_are_a_fault(given: Any, reason: str) -> None:
+    assert reason in scheme_of_qconfig(given).failure().reason
 
 
 def test_nothing_is_asked_of_operators_left_alone() -> None:

@@ -34,6 +34,7 @@ WEIGHTS = {"0.weight": "0.0.weight", "2.weight": "2.weight", "4.weight": "4.weig
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
 ]
 
 
