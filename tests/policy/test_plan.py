@@ -13,7 +13,7 @@ from fqx.ir.names import NodeId
 from fqx.num.scheme import QSpec, histogram, int8_channel, uint8_affine
 from fqx.policy.plan import Plan, decode_annotations, make_plan
 from fqx.policy.recipe import Recipe, Rule, Scheme, int8_static, leave_float, use
-from fqx.policy.selectors import node, op
+from fqx.policy.selectors import everything, node, op
 from fqx.policy.target import Target
 from fqx.policy.verdicts import Fixed, Float, Own, Reason, SharedWith, Verdict
 from fqx.targets.native import native
@@ -205,3 +205,16 @@ def test_norms_run_on_integers_only_for_a_scheme_that_asks(target: Target) -> No
     plan = make_plan(transformer(), int8_static(), target).unwrap()
     assert reason(plan, "b.norm") is Reason.UNFIT
     assert "lone scheme" in plan[NodeId("b.norm")].text
+
+
+@pytest.mark.parametrize("target", [native("x86").unwrap(), reference()], ids=lambda t: t.label)
+def test_a_lone_scheme_takes_norms_and_averages(target: Target) -> None:
+    lone = Recipe((Rule(everything(), Scheme(uint8_affine(), int8_channel(), lone=True), "lone"),))
+    plan = make_plan(transformer(), lone, target).unwrap()
+    assert reason(plan, "b.norm") is Reason.KERNEL
+    draft = Draft()
+    x = draft.input("x", "batch", 4, 6, 6)
+    made = draft.call("adaptive_avg_pool2d", "pool", x=x, output_size=(1, 1))
+    plan = make_plan(draft.graph(made), lone, target).unwrap()
+    assert reason(plan, "pool") is Reason.MOVES_INTEGERS
+    assert plan[NodeId("pool")].output == SharedWith(x.id)
