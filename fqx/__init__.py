@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fqx.passes.lower import lower
     from fqx.passes.observe import observe, observe_plan
     from fqx.passes.pipeline import Pass, Pipeline
-    from fqx.passes.smooth import smooth
+    from fqx.passes.smooth import equalize_inputs, smooth
     from fqx.policy.plan import Plan, make_plan
     from fqx.policy.recipe import (
         Recipe,
@@ -102,6 +102,7 @@ __all__ = [
     "decompose_attention",
     "decompose_recurrent",
     "equalize",
+    "equalize_inputs",
     "explain",
     "expose",
     "float16",
@@ -182,7 +183,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.lower": "lower",
             "passes.observe": "observe observe_plan",
             "passes.pipeline": "Pass Pipeline",
-            "passes.smooth": "smooth",
+            "passes.smooth": "equalize_inputs smooth",
             "policy.plan": "Plan make_plan",
             "policy.recipe": (
                 "Recipe Rule Scheme float16 float_ int8_dynamic int8_static leave_float use"

@@ -43,7 +43,7 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
-from fqx.passes.smooth import smooth
+from fqx.passes.smooth import equalize_inputs, smooth
 from fqx.policy.recipe import int8_static
 from fqx.policy.target import Target
 from fqx.targets.native import native
@@ -61,6 +61,7 @@ MAKERS: Mapping[str, Callable[[Sample, Target], Pass]] = MappingProxyType(
         "equalize": lambda *_: equalize(),
         "observe": lambda _, target: observe(int8_static(), target),
         "calibrate": lambda sample, _: calibrate([sample.inputs], progress=False),
+        "equalize_inputs": lambda *_: equalize_inputs(),
         "smooth": lambda *_: smooth(),
         "convert": lambda _, target: convert(target),
         "fold": lambda *_: fold(),

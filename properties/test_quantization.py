@@ -27,7 +27,7 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import Lowering, lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Pipeline
-from fqx.passes.smooth import smooth
+from fqx.passes.smooth import equalize_inputs, smooth
 from fqx.policy.homes import homes_in
 from fqx.policy.plan import plan_resolved
 from fqx.policy.recipe import Recipe, int8_static, resolve, within
@@ -36,6 +36,7 @@ from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
 from fqx.testing.borders import BORDER_LAWS
+from fqx.testing.chains import chains, watching_channels
 from fqx.testing.correction import CORRECTION_LAWS, Correction
 from fqx.testing.graphs import Sample, samples
 from fqx.testing.laws import EXACT, IDEMPOTENT, PASS_LAWS, Law, Subject, broken, violations
@@ -102,6 +103,26 @@ def test_what_is_exposed_is_missing_from_nothing_else(sample: Sample, target: Ta
     assume(inputs or outputs)
     found = violations(expose(inputs, outputs), graph, BORDER_LAWS, sample.inputs)
     assert not found, "\n\n".join(map(str, found))
+
+
+@given(samples() | chains(), st.sampled_from(TARGETS))
+def test_equalized_inputs_obey_the_laws(sample: Sample, target: Target) -> None:
+    note(show(sample.graph))
+    above = (
+        clean()
+        | fuse()
+        | observe(watching_channels(), target)
+        | calibrate([sample.inputs], progress=False)
+    )
+    result = above.run(sample.graph)
+    assume(not _overflows(result))
+    graph = result.unwrap().graph
+    laws = (*PASS_LAWS, EXACT, IDEMPOTENT)
+    found = violations(equalize_inputs(), graph, laws, sample.inputs)
+    assert not found, "\n\n".join(map(str, found))
+    made = (equalize_inputs() | convert(target) | fold() | lower(target)).run(result.unwrap())
+    account = broken(ROAD_LAWS, Road(sample.inputs, target, made.unwrap()))
+    assert not account, "\n\n".join(map(str, account))
 
 
 @given(samples(), st.sampled_from(TARGETS))
@@ -174,6 +195,7 @@ def test_nothing_is_shared_across_the_border_of_a_standalone_module(
 GRAPH_LAWS: tuple[Callable[[], None], ...] = (
     test_every_pass_obeys_the_laws,
     test_every_road_obeys_the_laws,
+    test_equalized_inputs_obey_the_laws,
     test_corrected_biases_obey_the_laws,
     test_what_is_exposed_is_missing_from_nothing_else,
     test_every_kernel_is_compared_with_its_whole_unit,

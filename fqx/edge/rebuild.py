@@ -20,7 +20,7 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
-from fqx.passes.smooth import smooth
+from fqx.passes.smooth import equalize_inputs, smooth
 from fqx.policy.recipe import recipe_from_arg
 
 Options = FrozenMap[Arg]
@@ -87,6 +87,7 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
         "fold": _plain(fold),
         "equalize": _plain(equalize),
         "smooth": _plain(smooth),
+        "equalize_inputs": _plain(equalize_inputs),
         "observe": _observe,
         "convert": _convert,
         "lower": _lower,

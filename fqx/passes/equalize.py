@@ -247,12 +247,12 @@ def _paired(graph: Graph, first: Node, second: Node, lane: _Lane, channels: int)
 
 def _channels(graph: Graph, layer: Node) -> int:
     shape = _shape(graph, layer)
-    return shape[1] * _groups(layer) if _is_transposed(layer) else shape[0]
+    return shape[1] * groups_of(layer) if _is_transposed(layer) else shape[0]
 
 
 def _inputs(graph: Graph, layer: Node) -> int:
     shape = _shape(graph, layer)
-    return shape[0] if _is_transposed(layer) else shape[1] * _groups(layer)
+    return shape[0] if _is_transposed(layer) else shape[1] * groups_of(layer)
 
 
 def _shape(graph: Graph, layer: Node) -> tuple[int, ...]:
@@ -265,7 +265,8 @@ def _is_transposed(layer: Node) -> bool:
     return layer.op.startswith("conv_transpose")
 
 
-def _groups(layer: Node) -> int:
+def groups_of(layer: Node) -> int:
+    """How many groups a layer has; a linear has one."""
     groups = layer.attrs.get("groups")
     return groups if isinstance(groups, int) else 1
 
@@ -286,7 +287,7 @@ class _Layer:
         """The magnitudes that make each output channel, float64 [channels, n]."""
         weight = self.weight
         if _is_transposed(self.node):
-            weight = _regrouped(weight, _groups(self.node))
+            weight = by_input_channel(weight, groups_of(self.node))
         rows = weight.reshape(weight.shape[0], -1)
         return rows.to(torch.float64).abs()
 
@@ -294,12 +295,12 @@ class _Layer:
         """The magnitudes that each input channel meets, float64 [channels, n]."""
         weight = self.weight
         if not _is_transposed(self.node):
-            weight = _regrouped(weight, _groups(self.node))
+            weight = by_input_channel(weight, groups_of(self.node))
         return weight.reshape(weight.shape[0], -1).to(torch.float64).abs()
 
     def scale_outputs(self, factors: torch.Tensor) -> None:
         """Multiply every output channel by its factor."""
-        weight, groups = self.weight, _groups(self.node)
+        weight, groups = self.weight, groups_of(self.node)
         shaped = factors[:, None]
         if _is_transposed(self.node):
             shaped = factors.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
@@ -309,11 +310,9 @@ class _Layer:
 
     def scale_inputs(self, factors: torch.Tensor) -> None:
         """Multiply what every input channel meets by its factor."""
-        weight, groups = self.weight, _groups(self.node)
-        shaped = factors[:, None]
-        if not _is_transposed(self.node):
-            shaped = factors.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
-        self._scale(shaped)
+        shaped = scaled_inputs(self.node, tuple(self.weight.shape), factors)
+        self.weight = self.weight * shaped.to(self.weight.dtype)
+        self.is_changed = True
 
     def _scale(self, shaped: torch.Tensor) -> None:
         spatial = (1,) * (self.weight.dim() - 2)
@@ -321,7 +320,16 @@ class _Layer:
         self.is_changed = True
 
 
-def _regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
+def scaled_inputs(node: Node, shape: tuple[int, ...], factors: torch.Tensor) -> torch.Tensor:
+    """A factor for each input channel, so shaped that they multiply the layer's weight."""
+    shaped = factors[:, None]
+    if not _is_transposed(node):
+        groups = groups_of(node)
+        shaped = factors.reshape(groups, -1).repeat_interleave(shape[0] // groups, 0)
+    return shaped.reshape(*shaped.shape, *(1,) * (len(shape) - 2))
+
+
+def by_input_channel(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """[groups * m, n, ...] as [groups * n, m, ...]: axis 1 counts within the group of axis 0."""
     parts = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return parts.transpose(1, 2).reshape(groups * weight.shape[1], -1)
@@ -378,7 +386,7 @@ def _places(pair: _Pair, first: _Layer, second: _Layer) -> torch.Tensor:
     places = torch.where(usable, half_exponent(ratio), 0)
     if first.bias is not None:
         before = torch.cat([before, first.bias.to(torch.float64).abs()[:, None]], 1)
-    usable &= _within(before, power_of_two(-places)) & _within(behind, power_of_two(places))
+    usable &= within(before, power_of_two(-places)) & within(behind, power_of_two(places))
     return torch.where(usable, places, 0)
 
 
@@ -398,7 +406,7 @@ def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
     return ((exponents + 1023) << 52).view(torch.float64)
 
 
-def _within(magnitudes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def within(magnitudes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Whether all that is not zero is within bounds, now and times the factor."""
     least = torch.where(magnitudes > 0, magnitudes, math.inf).amin(1)
     most = magnitudes.amax(1)

@@ -1,4 +1,4 @@
-"""`smooth`: move what one scale would ruin from the inputs of linears into their weights.
+"""`smooth` and `equalize_inputs`: move range from the inputs of layers into their weights.
 
     x -> linear(w)       x -> mul(1/s) -> linear(w * s)
 
@@ -6,23 +6,29 @@ A tensor in which a few channels are much larger than the rest loses the rest un
 Dividing each channel by a factor and multiplying the weight's column by it changes nothing in exact
 arithmetic and levels the channels (Xiao et al. 2022, SmoothQuant): s = max|x|^a / max|w|^(1-a).
 Where the input comes from a layer norm that nobody else reads, its affine takes the division.
+
+`smooth` does so for linears whose statistics ask for it, by the strength that predicts the least
+noise. `equalize_inputs` does so for every linear and convolution, by the square root of the ratio
+of both ranges (torch's input-weight equalization) rounded to a power of two, and is exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
-from fqx.ir.arg import Json, NodeRef, WeightRef
+from fqx.ir.arg import DType, Json, NodeRef, WeightRef
 from fqx.ir.compare import edits_between
 from fqx.ir.diff import rewritten
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph, Use, fresh_id, users, weight_users
 from fqx.ir.names import NodeId, Path, RuleName, Stage
 from fqx.ir.node import Node, Origin
+from fqx.ir.signature import TensorType, Type
 from fqx.ir.weight import Role, Weight
 from fqx.kit.frozen import row
 from fqx.kit.result import Result, gather
@@ -33,6 +39,16 @@ from fqx.num.search import tree_sum
 from fqx.num.states import state_weights, with_state
 from fqx.num.tensors import tensor_of, weight_of
 from fqx.ops.catalogue import make_node, operand, with_attr, with_operand
+from fqx.ops.types import types
+from fqx.passes.equalize import (
+    by_input_channel,
+    groups_of,
+    half_exponent,
+    power_of_two,
+    scaled_inputs,
+    within,
+)
+from fqx.passes.fuse_norms import RANKS
 from fqx.passes.observe import Intent, intents_to_arg
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
 from fqx.passes.statistics import Observer, Observers, observers_in
@@ -42,6 +58,8 @@ from fqx.policy.recipe import Scheme, Smoothing
 NAME = RuleName("smooth")
 _LEVELS, _WEIGHT_LEVELS = 255.0, 127.0
 _LEAST = 2.0**-12
+# A channel that asks for more is not worth what float32 may lose of its smallest values.
+_MOST_PLACES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +121,50 @@ def smooth() -> Pass:
     (`Smoothing`). Arithmetic is portable. Fails with MISSING_STATISTICS or MISSING_PAYLOAD if
     statistics or weights are not there.
     """
-    return Pass("smooth", NO_OPTIONS, frozenset({Stage.CALIBRATED}), Stage.CALIBRATED, _smooth)
+    return Pass(
+        "smooth",
+        NO_OPTIONS,
+        frozenset({Stage.CALIBRATED}),
+        Stage.CALIBRATED,
+        lambda graph: _moved(graph, _SMOOTH),
+    )
 
 
-def _smooth(graph: Graph) -> Result[Rewrite, Fault]:
+def equalize_inputs() -> Pass:
+    """Levels the channels of layers' inputs against their weights, bit for bit the same program.
+
+    Takes and gives CALIBRATED graphs. A layer, linear or convolution, takes part where its scheme
+    has `Smoothing` and its activation's observer an axis, that of its input's channels: -1 for a
+    linear, 1 for a convolution. Layers that read one value share the factors, others go on reading
+    the value as it was. Between two layers `equalize` does as much and needs no multiplication.
+    Idempotent and portable. Fails with MISSING_STATISTICS or MISSING_PAYLOAD if statistics or
+    weights are not there.
+    """
+    return Pass(
+        "equalize_inputs",
+        NO_OPTIONS,
+        frozenset({Stage.CALIBRATED}),
+        Stage.CALIBRATED,
+        lambda graph: _moved(graph, _EQUALIZE),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One of the two passes: its layers, how it chooses factors, and what it says of it."""
+
+    name: RuleName
+    ops: frozenset[str]
+    choose: Callable[[_Group, torch.Tensor], _Weighed]
+    counts: bool
+    note: str
+
+
+def _moved(graph: Graph, way: _Way) -> Result[Rewrite, Fault]:
     return observers_in(graph).bind(
-        lambda seen: gather(_weighed(graph, group) for group in _groups(graph, seen)).bind(
-            lambda found: _written(graph, seen, found)
-        )
+        lambda seen: gather(
+            _weighed(graph, group, way.choose) for group in _groups(graph, seen, way)
+        ).bind(lambda found: _written(graph, seen, found, way))
     )
 
 
@@ -134,21 +188,27 @@ class _Weighed:
     factors: torch.Tensor | None
 
 
-def _groups(graph: Graph, seen: Observers) -> tuple[_Group, ...]:
-    choices = seen.choices()
+def _groups(graph: Graph, seen: Observers, way: _Way) -> tuple[_Group, ...]:
+    choices, kinds = seen.choices(), types(graph)
     by_value: dict[NodeId, list[NodeId]] = {}
     for node in graph:
         choice = choices.get(node.id)
-        if node.op != "linear" or choice is None or choice.scheme is None:
+        if node.op not in way.ops or choice is None or choice.scheme is None:
             continue
         x, weight = operand(node, "x"), operand(node, "weight")
-        if choice.scheme.smoothing and isinstance(x, NodeRef) and isinstance(weight, WeightRef):
+        if not (isinstance(x, NodeRef) and isinstance(weight, WeightRef)):
+            continue
+        observer = seen.channels(x.id)
+        # a float32 factor would widen what is narrower and round what is wider
+        if graph.weights[_path(graph, node)].dtype is not DType.FLOAT32:
+            continue
+        if choice.scheme.smoothing and _is_along(node, observer, kinds[x.id]):
             by_value.setdefault(x.id, []).append(node.id)
     found: list[_Group] = []
     for value, linears in by_value.items():
         observer = seen.channels(value)
         scheme = choices[linears[0]].scheme
-        if observer is None or observer.state.counts is None or scheme is None:
+        if observer is None or scheme is None or (way.counts and observer.state.counts is None):
             continue
         if any(choices[name].scheme != scheme for name in linears):
             continue
@@ -157,17 +217,66 @@ def _groups(graph: Graph, seen: Observers) -> tuple[_Group, ...]:
     return tuple(found)
 
 
-def _weighed(graph: Graph, group: _Group) -> Result[_Weighed, Fault]:
-    paths = [_path(graph, graph[name]) for name in group.linears]
-    return gather(tensor_of(graph.weights[path]) for path in dict.fromkeys(paths)).map(
-        lambda weights: _choose(group, torch.cat([w.to(torch.float64) for w in weights]))
+def _is_along(node: Node, observer: Observer | None, kind: Type) -> bool:
+    """Whether the observer watches the axis of the value that the layer sums over."""
+    if observer is None or observer.spec.axis is None:
+        return False
+    rank = len(kind.dims) if isinstance(kind, TensorType) and kind.dims is not None else 0
+    if node.op == "linear":
+        return observer.spec.axis in (-1, rank - 1)
+    return rank == RANKS[node.op] and observer.spec.axis % rank == 1
+
+
+def _weighed(graph: Graph, group: _Group, choose: _Choose) -> Result[_Weighed, Fault]:
+    nodes = {_path(graph, graph[name]): graph[name] for name in group.linears}
+    return gather(
+        tensor_of(graph.weights[path]).map(lambda held, node=node: _columns(node, held))  # type: ignore[misc]
+        for path, node in nodes.items()
+    ).map(
+        lambda weights: (
+            choose(group, torch.cat(list(weights)))
+            if len({weight.shape[1] for weight in weights}) == 1
+            else _left(group, math.nan, math.nan)
+        )
     )
+
+
+def _columns(node: Node, weight: torch.Tensor) -> torch.Tensor:
+    """The weight as float64 [n, input channels]."""
+    wide = weight.to(torch.float64)
+    return wide if node.op == "linear" else by_input_channel(wide, groups_of(node)).t()
 
 
 def _path(graph: Graph, node: Node) -> Path:
     held = operand(node, "weight")
     assert isinstance(held, WeightRef)
     return graph.ties.get(held.path) or held.path
+
+
+def _choose_equal(group: _Group, weight: torch.Tensor) -> _Weighed:
+    """sqrt of input range by weight range, to the nearest power of two; 1 for a dead channel."""
+    state, spec = group.observer.state, group.scheme.static
+    low, high = state.channel_low, state.channel_high
+    assert low is not None
+    assert high is not None
+    counted = state.counts is not None
+    kept = predicted_sqnr(state, qparams_between(spec, state.low, state.high)) if counted else 0.0
+    if weight.shape[1] != low.numel() or state.low == state.high == 0.0:
+        return _left(group, kept, math.inf)
+    inputs, columns = high - low, weight.amax(0) - weight.amin(0)
+    usable = (inputs > 0) & (columns > 0) & torch.isfinite(inputs) & torch.isfinite(columns)
+    ratio = torch.where(usable, inputs, 1.0) / torch.where(usable, columns, 1.0)
+    usable &= torch.isfinite(ratio) & (ratio > 0)
+    places = torch.where(usable, half_exponent(torch.where(usable, ratio, 1.0)), 0)
+    usable &= (places.abs() <= _MOST_PLACES) & within(weight.abs().t(), power_of_two(places))
+    factors = power_of_two(torch.where(usable, places, 0))
+    picture = _Picture(low, high, kept, weight)
+    plain = picture.sqnr(torch.ones_like(factors))
+    if bool((factors == 1.0).all()):
+        return _left(group, kept, plain)
+    better = picture.sqnr(factors)
+    choice = Choice(group.value, group.linears, kept, plain, better, 0.5, "")
+    return _Weighed(group, choice, factors.to(torch.float32))
 
 
 def _choose(group: _Group, weight: torch.Tensor) -> _Weighed:
@@ -247,11 +356,13 @@ def _roots(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return second, fourth, fourth.sqrt()
 
 
-def _written(graph: Graph, seen: Observers, found: tuple[_Weighed, ...]) -> Result[Rewrite, Fault]:
-    draft = _Draft(graph, seen, users(graph), weight_users(graph))
+def _written(
+    graph: Graph, seen: Observers, found: tuple[_Weighed, ...], way: _Way
+) -> Result[Rewrite, Fault]:
+    draft = _Draft(graph, seen, way, users(graph), weight_users(graph))
     choices = tuple(draft.apply(one) for one in found)
     evidence = Smoothed(choices)
-    edits = edits_between(graph, draft.graph_after(), lambda _: NAME)
+    edits = edits_between(graph, draft.graph_after(), lambda _: way.name)
     return rewritten(graph, edits).map(lambda made: Rewrite(made.graph, made.diff, evidence))
 
 
@@ -261,6 +372,7 @@ class _Draft:
 
     graph: Graph
     seen: Observers
+    way: _Way
     uses: Mapping[NodeId, tuple[Use, ...]]
     readers: Mapping[Path, tuple[Use, ...]]
     nodes: dict[NodeId, Node] = field(default_factory=dict)
@@ -295,12 +407,12 @@ class _Draft:
             activation=replace(one.group.scheme.static, observer=ObserverSpec()),
             smoothing=None,
             note=(
-                f"its input is smoothed into the weight by {choice.into}"
+                f"its input is {self.way.note} the weight by {choice.into}"
                 f" ({choice.plain:.1f} -> {choice.smoothed:.1f} dB)"
             ),
         )
         self._untell(one.group.linears)
-        intent = Intent(scheme, "smooth", one.group.linears)
+        intent = Intent(scheme, self.way.name, one.group.linears)
         if norm is not None:
             self._fold(norm, one.factors)
             self._observe(one, one.group.value, one.group.observer.node, intent)
@@ -313,6 +425,8 @@ class _Draft:
     def _norm(self, group: _Group, factors: torch.Tensor) -> Node | None:
         """The layer norm that makes the value, if nobody but the group reads it."""
         node = self.node(group.value)
+        if any(self.graph[name].op != "linear" for name in group.linears):
+            return None
         if node.op != "layer_norm" or not isinstance(operand(node, "weight"), WeightRef):
             return None
         readers = {use.user for use in self.uses[group.value]}
@@ -349,7 +463,8 @@ class _Draft:
         to = path if alone else Path(f"{node.id}.smoothed_{name}")
         tensor = was.payload
         assert isinstance(tensor, torch.Tensor)
-        made = (tensor.to(torch.float32) * factors).to(tensor.dtype)
+        shaped = factors if node.op == "layer_norm" else scaled_inputs(node, was.shape, factors)
+        made = tensor * shaped
         self.weights[to] = weight_of(
             made, was.role, persistent=was.persistent, requires_grad=was.requires_grad, share=True
         )
@@ -359,7 +474,9 @@ class _Draft:
         value = self.node(one.group.value)
         made = fresh_id(self.graph.nodes, value.id, "smooth")
         path = Path(f"{one.group.linears[0]}.smooth_factor")
-        self.weights[path] = weight_of(1.0 / factors, Role.BUFFER, share=True)
+        spatial = (1,) * (RANKS[self.graph[one.group.linears[0]].op] - 2)
+        inverse = (1.0 / factors).reshape(-1, *spatial)
+        self.weights[path] = weight_of(inverse, Role.BUFFER, share=True)
         origin = Origin(value.origin.scope, value.origin.call, value.origin.source, (value.id,))
         self.nodes[made] = make_node("mul", made, origin, x=NodeRef(value.id), y=WeightRef(path))
         watch = fresh_id(self.graph.nodes, made, "observe")
@@ -424,6 +541,18 @@ def _levelled(state: State, factors: torch.Tensor | None) -> State:
     low = (state.channel_low.to(torch.float32) * inverse).min().to(torch.float64) + 0.0
     high = (state.channel_high.to(torch.float32) * inverse).max().to(torch.float64) + 0.0
     return State(state.count, low, high)
+
+
+_Choose: TypeAlias = Callable[[_Group, torch.Tensor], _Weighed]
+
+_SMOOTH = _Way(NAME, frozenset(("linear",)), _choose, counts=True, note="smoothed into")
+_EQUALIZE = _Way(
+    RuleName("equalize_inputs"),
+    frozenset(("linear", "conv1d", "conv2d", "conv3d")),
+    _choose_equal,
+    counts=False,
+    note="equalized against",
+)
 
 
 def _finite(number: float) -> float | None:

@@ -6,10 +6,15 @@ pools and reductions between; some weights are used twice, some values are read 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import strategies as st
 
 from fqx.ir.arg import Arg, NodeRef, WeightRef
+from fqx.num.scheme import histogram, int8_channel, uint8_affine
+from fqx.policy.recipe import Recipe, Scheme, Smoothing, int8_static, use
+from fqx.policy.selectors import op
 from fqx.testing.draft import Draft
 from fqx.testing.graphs import BATCH, Sample
 
@@ -127,3 +132,13 @@ def chains(draw: st.DrawFn, most: int = 4) -> Sample:
             chain.between()
         chain.convolve()
     return chain.finish()
+
+
+def watching_channels() -> Recipe:
+    """int8, every linear and convolution observed by channel and none left float for its input."""
+    limits = Smoothing(float_below=-math.inf)
+    linear, convolution = (
+        Scheme(uint8_affine(histogram(axis=axis)), int8_channel(), limits) for axis in (-1, 1)
+    )
+    layers = op("conv1d") | op("conv2d") | op("conv3d")
+    return int8_static() | use(op("linear"), linear) | use(layers, convolution)

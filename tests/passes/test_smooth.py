@@ -1,4 +1,4 @@
-"""Examples of `smooth`: what one scale ruins is levelled, folded or left float."""
+"""Examples of `smooth` and `equalize_inputs`: channels are levelled, folded or left as they are."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import math
 
 import pytest
 import torch
+from torch.ao.quantization.fx._equalize import (
+    _InputEqualizationObserver,
+    _WeightEqualizationObserver,
+    calculate_equalization_scale,
+)
 
 from fqx.ir.arg import NodeRef
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, Path
 from fqx.ir.trail import Trail
-from fqx.judge.evaluate import evaluate
+from fqx.judge.evaluate import evaluate, values
+from fqx.num.tensors import tensor_of
 from fqx.passes.calibrate import calibrate
 from fqx.passes.convert import convert
 from fqx.passes.observe import observe
-from fqx.passes.smooth import Smoothed, smooth
+from fqx.passes.smooth import Smoothed, equalize_inputs, smooth
+from fqx.passes.statistics import observers_in
 from fqx.policy.plan import Plan
 from fqx.policy.recipe import int8_static
 from fqx.policy.verdicts import Reason
 from fqx.targets.onednn import onednn
+from fqx.testing.chains import watching_channels
 from fqx.testing.draft import Draft
 
 CHANNELS = 32
@@ -156,3 +164,124 @@ def test_a_dead_channel_divides_by_no_zero() -> None:
     made = smoothed(graph, x).graph
     assert error(made, graph, x) < 1e-6
     assert math.isfinite(error(made, graph, outliers(12, seed=3)))
+
+
+def watched(graph: Graph, *inputs: torch.Tensor) -> Trail:
+    road = observe(watching_channels(), onednn()) | calibrate([inputs], progress=False)
+    return (road | equalize_inputs()).run(graph).unwrap()
+
+
+def factors(graph: Graph, path: str) -> torch.Tensor:
+    """What the channels were divided by."""
+    return 1.0 / tensor_of(graph.weights[Path(path)]).unwrap().flatten()
+
+
+def test_inputs_are_equalized_as_torch_does_to_the_nearest_power_of_two() -> None:
+    graph, x = plain(), outliers(100)
+    trail = watched(graph, x)
+    weight = tensor_of(graph.weights[Path("fc.weight")]).unwrap()
+    eq = _InputEqualizationObserver()
+    weights = _WeightEqualizationObserver()
+    eq(x)
+    weights(weight)
+    wanted = 1.0 / calculate_equalization_scale(eq, weights)
+    assert torch.equal(factors(trail.graph, "fc.smooth_factor"), wanted.log2().round().exp2())
+    assert torch.equal(output(trail.graph, x), output(graph, x))
+    evidence = trail.steps[-1].evidence
+    assert isinstance(evidence, Smoothed)
+    assert evidence.choices[0].smoothed > evidence.choices[0].plain
+    made = convert(onednn()).run(trail).unwrap()
+    plan = made.steps[-1].evidence
+    assert isinstance(plan, Plan)
+    assert plan[NodeId("fc")].reason is Reason.SMOOTHED
+    assert "equalized against the weight" in plan[NodeId("fc")].text
+
+
+def output(graph: Graph, *inputs: torch.Tensor) -> torch.Tensor:
+    made = evaluate(graph, inputs, {}).unwrap()
+    parts = made if isinstance(made, tuple) else (made,)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def grouped(groups: int) -> Graph:
+    """A convolution of 8 channels whose weights are uneven too."""
+    draft = Draft()
+    weight = noise(6 if groups < 8 else 8, 8 // groups, 3, 3, seed=2)
+    weight[:, 0] *= 37.0
+    x = draft.input("x", "batch", 8, 6, 6)
+    held = draft.weight("conv.weight", weight)
+    y = draft.call(
+        "conv2d",
+        "conv",
+        x=x,
+        weight=held,
+        groups=groups,
+        stride=(1, 1),
+        padding=(1, 1),
+        dilation=(1, 1),
+    )
+    return draft.graph(y)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_the_input_of_a_convolution_is_equalized_by_channel(groups: int) -> None:
+    graph = grouped(groups)
+    x = noise(4, 8, 6, 6)
+    x[:, 5] *= 300.0
+    trail = watched(graph, x)
+    found = factors(trail.graph, "conv.smooth_factor")
+    assert found.shape == (8,)
+    assert float(found[5]) > 4 * float(found[4])
+    assert torch.equal(output(trail.graph, x), output(graph, x))
+    seen = observers_in(trail.graph).unwrap().of[NodeId("@x:smooth")][0].state
+    levelled = x / found.view(8, 1, 1)
+    assert (float(seen.low), float(seen.high)) == (float(levelled.min()), float(levelled.max()))
+
+
+def test_a_chain_of_equalized_layers_is_observed_as_it_is() -> None:
+    """The range between two equalized layers is the one of the values that are there."""
+    draft = Draft()
+    x, sizes = draft.input("x", "batch", CHANNELS), (CHANNELS, 16, 4)
+    for index, (size, out) in enumerate(zip(sizes, (16, 4, 4), strict=True)):
+        uneven = torch.logspace(2, -2, size)
+        weight = draft.weight(f"fc{index}.weight", noise(out, size, seed=index) * uneven)
+        x = draft.call(
+            "relu", f"relu{index}", x=draft.call("linear", f"fc{index}", x=x, weight=weight)
+        )
+    graph, data = draft.graph(x), noise(256, CHANNELS)
+    made = watched(graph, data).graph
+    assert torch.equal(output(made, data), output(graph, data))
+    known = values(made, (data,), {}).unwrap()
+    for name, listed in observers_in(made).unwrap().of.items():
+        value = known[name]
+        assert isinstance(value, torch.Tensor)
+        for observer in listed:
+            ends = float(observer.state.low), float(observer.state.high)
+            assert ends == (float(value.min()), float(value.max())), name
+
+
+def test_other_readers_of_an_equalized_value_read_it_as_it_was() -> None:
+    draft = Draft()
+    x = draft.input("x", "batch", CHANNELS)
+    relu = draft.call("relu", "my_relu", x=x)
+    outputs = [linear(draft, name, relu) for name in ("one", "three")]
+    graph = draft.graph(*outputs, draft.call("exp", ":exp", x=relu))
+    data = outliers(0.01)
+    made = watched(graph, data).graph
+    assert made[NodeId(":exp")].args[0] == NodeRef(NodeId("my_relu"))
+    readers = {made[NodeId(name)].args[0] for name in ("one", "three")}
+    assert readers == {NodeRef(NodeId("my_relu:smooth"))}
+    assert torch.equal(output(made, data), output(graph, data))
+
+
+def test_equalizing_inputs_folds_into_a_layer_norm_to_the_bit() -> None:
+    graph, x = normed(extra=False), noise(256, CHANNELS)
+    made = watched(graph, x).graph
+    assert not any(node.op == "mul" for node in made)
+    assert made.weights[Path("norm.weight")] != graph.weights[Path("norm.weight")]
+    assert torch.equal(output(made, x), output(graph, x))
+
+
+def test_an_input_that_is_always_zero_is_not_equalized() -> None:
+    trail = watched(plain(), torch.zeros(4, CHANNELS))
+    assert trail.steps[-1].graph is trail.steps[-2].graph
