@@ -60,6 +60,18 @@ def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert accuracy > 0.8
 
 
+def test_the_examples_of_the_reports_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "reports.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "reports.md", "exec"), {"__name__": "reports"})
+    shown = capsys.readouterr().out
+    assert "Comparison isolated calibrated" in shown
+    assert "Advice on 10 operators" in shown
+    assert shown.splitlines()[-1] == "fqx.int8_static()"
+
+
 def test_public_names_have_docstrings() -> None:
     for name in fqx.__all__:
         if name != "__version__":

@@ -50,7 +50,7 @@ def aligned(a: Graph, b: Graph) -> tuple[Pair, ...]:
 
     A value that one program quantizes is compared as quantized. A node that only one program has,
     and that alone reads a value both have, belongs to the other program's node of that value,
-    unless a third node was made of it.
+    unless a third node was made of it alone.
     """
     one, two = _view(a), _view(b)
     found: dict[NodeId, Pair] = {}
@@ -156,14 +156,19 @@ def _last(here: _View, there: _View, name: NodeId) -> tuple[NodeId, NodeId]:
     """The last value of the unit that starts at `name` and is one node in the other program."""
     at = name if name in here.graph else here.values[name]
     mine = frozenset({name, there.values[name]})
+    taken = there.graph[there.values[name]].origin.parents
     while here.graph[here.values[name]].op not in _INTO:
         step = _only_user(here, at)
         if step is None:
             break
         label = here.names.get(step, step)
+        held = {name, *here.graph[at].origin.parents}
+        if label == step and held & set(here.graph[step].origin.parents):
+            # a pass put it behind the value, as smoothing does; the other program has it nowhere
+            break
         # what was made before the programs parted is no heir
         heirs = there.makers.get(label, frozenset()) - here.makers.get(label, frozenset()) - mine
-        if there.has(label) or there.has(step) or heirs:
+        if there.has(label) or there.has(step) or (heirs and label not in taken):
             break
         name = label
         at = step if step in here.graph else here.values[label]

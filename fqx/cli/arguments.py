@@ -21,7 +21,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"fqx {version}")
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_demo, _quantize, _show, _diff, _verify, _explain, _probe):
+    for add in (_demo, _advise, _quantize, _show, _diff, _compare, _verify, _explain, _probe):
         add(_adder(commands))
     return made
 
@@ -151,6 +151,48 @@ def _diff(add: Add) -> None:
     made.add_argument("b", metavar="B")
     made.add_argument("--base", action="store_true", help="compare the captured programs instead")
     made.add_argument("--stat", action="store_true", help="count the edits only")
+
+
+def _compare(add: Add) -> None:
+    made = add(
+        "compare",
+        "run two programs side by side, value by value",
+        "Of a trail, the program before convert with the last one; of two\n"
+        "artefacts, their last programs. Prints SQNR, l2 and cosine, the worst first.\n\n"
+        "  fqx compare net.trail --batches net.py:batches --isolated",
+    )
+    made.add_argument("a", metavar="A", help="a trail artefact, or any with B")
+    made.add_argument("b", metavar="B", nargs="?")
+    made.add_argument(
+        "--batches", metavar="BATCHES", required=True, help="MODULE:NAME as in quantize"
+    )
+    made.add_argument("--inputs", metavar="FUNCTION", help="MODULE:NAME as in quantize")
+    made.add_argument("--step", metavar="STEP", help="take A after this step, as show --graph does")
+    made.add_argument(
+        "--isolated", action="store_true", help="show what each unit adds, not what it inherits"
+    )
+    made.add_argument("--worst", type=int, default=20, metavar="N", help="how many values (20)")
+    made.add_argument("--json", action="store_true", help="print all of it as JSON")
+    made.add_argument(
+        "--min-sqnr", type=float, metavar="DB", help="exit with 1 if any value's SQNR is lower"
+    )
+
+
+def _advise(add: Add) -> None:
+    made = add(
+        "advise",
+        "say how a float model wants to be int8",
+        "Runs MODEL on the batches and prints what its statistics advise,\n"
+        "and a recipe to paste.\n\n"
+        "  fqx advise net.py:build --batches net.py:batches",
+    )
+    made.add_argument("model", metavar="MODEL", help="the float model or its factory")
+    made.add_argument(
+        "--batches", metavar="BATCHES", required=True, help="MODULE:NAME as in quantize"
+    )
+    made.add_argument("--inputs", metavar="FUNCTION", help="MODULE:NAME as in quantize")
+    made.add_argument("--how", choices=("export", "symbolic"), default="export", help="front end")
+    made.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
 def _verify(add: Add) -> None:

@@ -133,6 +133,24 @@ def test_a_program_is_no_distance_from_itself() -> None:
         assert {row.distance.sqnr for row in _compare(graph, graph).rows} == {math.inf}
 
 
+def test_smoothing_belongs_to_no_unit() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(16, 16), nn.Linear(16, 16)
+    net = nn.Sequential(first, nn.GELU(), second).eval()
+    with torch.no_grad():
+        first.weight[3] *= 40.0
+        second.weight[:, 3] *= 0.01
+    x = torch.randn(64, 16)
+    done = quantize(net, (x,), [x], target="onednn", progress=False).unwrap()
+    steps = {step.name: step.graph for step in done.trail.steps}
+    assert "1:smooth" in steps["smooth"]
+    for step in ("fuse", "smooth"):
+        found = compare(steps[step], done.graph, [x]).unwrap()
+        assert (found["1"].a, found["1"].b) == ("1", "0")
+        # inputs of 8 bits over ±4 σ keep 41 dB, weights about as much; a scaled value keeps 0 dB
+        assert found["1"].distance.sqnr > 30.0
+
+
 def test_isolation_finds_the_unit_that_is_coarse() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(

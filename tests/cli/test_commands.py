@@ -35,7 +35,8 @@ def run(*argv: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "quantize", "show", "diff", "verify", "explain", "probe"]
+    "command",
+    ["demo", "advise", "quantize", "show", "diff", "compare", "verify", "explain", "probe"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
@@ -186,3 +187,36 @@ def test_files_resolve_to_objects(tmp_path: Path) -> None:
         kind = fold(model_of(spec), lambda _: None, lambda fault: fault.kind)
         assert kind is FaultKind.BAD_ARGUMENT
     assert resolve(f"{source}:torch.nn").unwrap() is torch.nn
+
+
+def test_compare_shows_the_worst_value_first(
+    trail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", trail, "--batches", DATA, "--isolated", "--worst", "3") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert "isolated calibrated" in lines[0]
+    assert run("compare", trail, "--batches", DATA, "--json") == 0
+    code = json.loads(capsys.readouterr().out)
+    assert {"head", "twin"} <= {row["name"] for row in code["rows"]}
+    assert run("compare", trail, "--batches", DATA, "--min-sqnr", "500") == 1
+    assert "check failed" in capsys.readouterr().err
+
+
+def test_compare_takes_two_artefacts_and_steps(
+    trail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", trail, trail, "--batches", DATA, "--json") == 0
+    assert {row["sqnr"] for row in json.loads(capsys.readouterr().out)["rows"]} == {None}
+    assert run("compare", trail, "--step", "fuse", "--batches", DATA) == 0
+    assert "fused" in capsys.readouterr().out
+    assert run("compare", trail, "--step", "nothing", "--batches", DATA) == 2
+
+
+def test_advise_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("advise", NET, "--batches", DATA) == 0
+    assert "fqx.int8_static()" in capsys.readouterr().out
+    assert run("advise", NET, "--batches", DATA, "--json") == 0
+    code = json.loads(capsys.readouterr().out)
+    assert [row["node"] for row in code["rows"]] == ["conv", "conv2", "head", "twin"]
+    assert code["batches"] == 3
+    assert run("advise", "nothing", "--batches", DATA) == 2
