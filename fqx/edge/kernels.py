@@ -876,6 +876,26 @@ def _native_leaky_relu(attrs: Attrs) -> Run:
     return _native_bounded(lambda x: call(x, slope, False, *out), attrs)
 
 
+def _native_prelu(attrs: Attrs) -> Run:
+    """One slope is a leaky relu, several are computed in float32.
+
+    torch's own kernel takes slopes of eight bits, which the model's are not.
+    """
+    hush()
+    call, requantize = _QUANTIZED.leaky_relu.default, _native_quantize(attrs)
+    out = (attrs["scale"], attrs["zero_point"])
+    single = _native_bounded(lambda x, slope: call(x, slope, False, *out), attrs)
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        if weight.numel() == 1:
+            result: Tensor = single(x, weight.item())
+        else:
+            result = requantize(torch.nn.functional.prelu(x.dequantize(), weight.detach()))
+        return result
+
+    return run
+
+
 def _native_fixed(function: Callable[[Tensor], Tensor], scale: float, zero_point: int) -> Bind:
     """An activation that torch gives with one scale and zero point only.
 
@@ -1099,6 +1119,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.elu"): _native_alone("elu", "alpha", "factor", "input_scale"),
         OpName("native.celu"): _native_alone("celu", "alpha"),
         **{OpName(f"native.{op}"): _native_pair("matmul") for op in ("matmul", "mm", "bmm")},
+        OpName("native.prelu"): _native_prelu,
         OpName("native.softmax"): _native_softmax,
         OpName("native.layer_norm"): _native_layer_norm,
         OpName("native.group_norm"): _native_group_norm,

@@ -90,6 +90,7 @@ WEIGHTLESS: tuple[UnitKind, ...] = (
     *(_with_number(op, absorbs) for op in ("add", "mul") for absorbs in (("relu",), ())),
     *(_plain(op, (), ("x",)) for op in ALONE),
     *(_asked(op, (), ("x", "y"), Need.MATRICES) for op in CONTRACTIONS),
+    _asked("prelu", (), ("x",)),
     _asked("softmax", (), ("x",), Need.PLAIN_DTYPE),
     _asked("layer_norm", (), ("x",)),
     _asked("group_norm", (), ("x",), Need.CHANNELED),
@@ -185,7 +186,15 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.mul_number"), ("x", "y"), (*_OUT, "relu", "engine")),
     *(
         _alone_kernel(op)
-        for op in (*ALONE, *CONTRACTIONS, "softmax", "layer_norm", "group_norm", "instance_norm")
+        for op in (
+            *ALONE,
+            *CONTRACTIONS,
+            "prelu",
+            "softmax",
+            "layer_norm",
+            "group_norm",
+            "instance_norm",
+        )
     ),
     replace(_alone_kernel("batch_norm"), attrs=(*_alone_kernel("batch_norm").attrs, "relu")),
     Kernel(

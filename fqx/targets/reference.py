@@ -31,7 +31,6 @@ _MORE: tuple[UnitKind, ...] = tuple(
 
 _FLOAT_KERNELS: tuple[UnitKind, ...] = (
     UnitKind("sub", OpName("sub"), None, (), ("x", "y"), asked=True),
-    UnitKind("prelu", OpName("prelu"), asked=True),
 )
 """What no target has a kernel for, between its own quantize and dequantize."""
 

@@ -409,6 +409,15 @@ def test_a_batch_norm_without_weight() -> None:
     agrees(p.graph(p.ints(made, 0.0191, 50)), NATIVE[2], 0.0191, "native.batch_norm")
 
 
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+def test_prelu(count: int, target: Target) -> None:
+    p = Program(x=(2, 8, 5, 7))
+    made = p.op("prelu", "a", x=p.input("x", 0.0413, 60), weight=p.bias("a", count))
+    graph = p.graph(p.ints(made, 0.0191, 50, narrow(target)))
+    agrees(graph, target, 0.0191, "native.prelu")
+
+
 def test_norms_outside_their_kernels_stay_float() -> None:
     p = Program(x=(4, 6))
     made = norm(p, "group_norm", p.input("x"), 6, groups=2)
