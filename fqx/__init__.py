@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fqx.audit.measure import latency, sqnr
     from fqx.edge.artefact import read, save_model, save_trail
     from fqx.edge.capture import capture
+    from fqx.edge.custom_modules import CustomModule
     from fqx.edge.machine import target_named
     from fqx.edge.materialize import materialize
     from fqx.edge.probe import probe
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         Recipe,
         Rule,
         Scheme,
+        custom_module,
         float16,
         float_,
         int8_dynamic,
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
+    "CustomModule",
+    "custom_module",
     "Comparison",
     "Fault",
     "FaultKind",
@@ -162,6 +166,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "edge.artefact": "read save_model save_trail",
             "edge.capture": "capture",
             "edge.machine": "target_named",
+            "edge.custom_modules": "CustomModule",
             "edge.materialize": "materialize",
             "edge.probe": "probe",
             "edge.verify": "verify",
@@ -186,8 +191,8 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.smooth": "equalize_inputs smooth",
             "policy.plan": "Plan make_plan",
             "policy.recipe": (
-                "Recipe Rule Scheme float16 float_ int8_dynamic int8_static leave_float use"
-                " weight_only within"
+                "Recipe Rule Scheme custom_module float16 float_ int8_dynamic int8_static"
+                " leave_float use weight_only within"
             ),
             "policy.selectors": "Selector module_type node op path predicate regex scope",
             "policy.target": "Target",

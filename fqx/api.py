@@ -13,6 +13,7 @@ from fqx.audit.measure import show_bytes, weight_bytes
 from fqx.edge.artefact import FilePath, Weights, save_model, save_trail
 from fqx.edge.artefact import load as load_artefact
 from fqx.edge.capture import capture
+from fqx.edge.custom_modules import Customs
 from fqx.edge.machine import probed, target_named, usual_target
 from fqx.edge.materialize import materialize
 from fqx.edge.modules import GraphModule, Module, Modules
@@ -57,9 +58,11 @@ class Quantized:
         found = (step.evidence for step in reversed(self.trail.steps))
         return next((item for item in found if isinstance(item, Plan)), None)
 
-    def materialize(self, leaves: Modules | None = None) -> Result[GraphModule, Halt]:
+    def materialize(
+        self, leaves: Modules | None = None, custom: Customs | None = None
+    ) -> Result[GraphModule, Halt]:
         """The program as an ordinary GraphModule with the model's own parameter names."""
-        return materialize(self.graph, leaves)
+        return materialize(self.graph, leaves, custom)
 
     def explain(self, node: str | None = None) -> Explanation:
         """Why a node (or every node) is int8 or not, and what each pass did to it."""

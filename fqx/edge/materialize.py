@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fqx.edge.custom_modules import Customs, customized
 from fqx.edge.kernels import BINDERS, FUNCTIONS
 from fqx.edge.layout import Layouts, as_laid_out, layouts
 from fqx.edge.program import IntegerProgram, Owner, Program, is_parameter, parameter_name
@@ -36,33 +37,43 @@ NODE = "fqx_node"
 
 
 def materialize(
-    graph: Graph, leaves: Mapping[str, nn.Module] | None = None
+    graph: Graph,
+    leaves: Mapping[str, nn.Module] | None = None,
+    custom: Customs | None = None,
 ) -> Result[fx.GraphModule, Halt]:
     """A `torch.fx.GraphModule` that computes the graph; of a float graph bit for bit the model.
 
     Every parameter and buffer is a copy under its own path, ties and persistence kept. The module
     takes what the signature says, names what does not fit before any kernel runs, and gives the
     containers and memory formats of the captured model. Observers are left out. `leaves` are the
-    modules kept whole, by path, where the graph does not hold them. Faults: MISSING_PAYLOAD,
-    MISSING_LEAF, NO_IMPLEMENTATION, STORAGE_CHANGED.
+    modules kept whole, by path, where the graph does not hold them; `custom` says, by path or
+    class, what runs in the place of such a module where the graph quantizes it whole. Faults:
+    MISSING_PAYLOAD, MISSING_LEAF, NO_IMPLEMENTATION, STORAGE_CHANGED; UNKNOWN_LEAF and NO_BORDER
+    for `custom`.
     """
     with uncollected():
         return (
             unchanged((graph,))
-            .bind(lambda _: _parts(graph, leaves or {}))
+            .bind(lambda _: _parts(graph, leaves or {}, custom or {}))
             .alt(lambda fault: Halt(fault, Trail(graph)))
         )
 
 
-def _parts(graph: Graph, leaves: Mapping[str, nn.Module]) -> Result[fx.GraphModule, Fault]:
+def _parts(
+    graph: Graph, leaves: Mapping[str, nn.Module], custom: Customs
+) -> Result[fx.GraphModule, Fault]:
     read = _read_weights(graph)
     tensors = gather(_tensor(path, weight) for path, weight in read.items())
     return tensors.bind(
-        lambda held: _leaf_modules(graph, leaves).bind(
-            lambda kept: _program(
-                graph,
-                {path: _copied(tensor) for path, tensor in zip(read, held, strict=True)},
-                kept,
+        lambda held: (
+            _leaf_modules(graph, leaves)
+            .bind(lambda kept: customized(graph, kept, custom))
+            .bind(
+                lambda kept: _program(
+                    graph,
+                    {path: _copied(tensor) for path, tensor in zip(read, held, strict=True)},
+                    kept,
+                )
             )
         )
     )

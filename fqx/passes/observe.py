@@ -137,9 +137,13 @@ def _put(
     told = {
         name: choice
         for name, choice in choices.items()
-        if graph[name].op in kinds or graph[name].op in absorbed
+        if graph[name].op in kinds or graph[name].op in absorbed or _is_custom(choice)
     }
     return _tapped(graph, taps, told, planned[0].plan)
+
+
+def _is_custom(choice: Choice) -> bool:
+    return choice.scheme is not None and choice.scheme.custom
 
 
 def _observe_plan(graph: Graph, plan: Plan) -> Result[Rewrite, Fault]:

@@ -25,6 +25,8 @@ from fqx.policy.units import Form, Mode, NoUnit, Place, Unit, UnitKind, unit_at
 from fqx.policy.verdicts import Reason
 
 ADD = OpName("add")
+CUSTOM = UnitKind("custom", OpName("leaf"), None, (OpName("getitem"),), ("xs",))
+"""A module kept whole and the one tensor it gives, which the user's own module computes."""
 ASKED = "integers do not pay for it by themselves; a lone scheme takes it"
 
 
@@ -186,6 +188,7 @@ class _Hall:
             return None
         mode = choice.scheme.mode
         kinds = self.kinds.setdefault((node.op, mode), kinds_in(self.scene.target, node.op, mode))
+        kinds = (CUSTOM,) if self._is_custom(node) else kinds
         if not kinds:
             return None
         unit, misses = unit_at(self._room(name), kinds, name)
@@ -194,6 +197,14 @@ class _Hall:
             self.misses[name] = why or Veto(Reason.UNFIT, Reason.UNFIT.value)
             return None
         return unit
+
+    def _is_custom(self, node: Node) -> bool:
+        """Whether the recipe quantizes a module kept whole: tensors in, one tensor out."""
+        choice = self.scene.choices.get(node.id)
+        if choice is None or choice.scheme is None or not choice.scheme.custom:
+            return False
+        is_plain = node.op == CUSTOM.anchor and node.attrs["call"] == ""
+        return is_plain and choice.scheme.mode is CUSTOM.mode
 
     def _room(self, name: NodeId) -> Place:
         """The place as far as the border of the node's standalone module."""
@@ -320,6 +331,8 @@ def kinds_in(target: Target, op: OpName, mode: Mode) -> tuple[UnitKind, ...]:
 def is_heavy(kind: UnitKind) -> bool:
     """Whether integers pay in such a unit by themselves: it multiplies over a contraction."""
     row = OPS.get(kind.anchor)
+    if kind == CUSTOM:
+        return True
     contracts = row is not None and Trait.CONTRACTION in row.traits
     return kind.weight is not None or contracts
 

@@ -17,6 +17,7 @@ from fqx.kit.result import Result
 from fqx.ops.catalogue import OPS, Trait, is_foreign
 from fqx.ops.types import types
 from fqx.policy.arrange import (
+    CUSTOM,
     Arrangement,
     Params,
     Scene,
@@ -189,6 +190,8 @@ def _annotate(scene: Scene, made: Arrangement, node: Node) -> Annotation:
     if reason is not None:
         return Annotation(reason, "", inputs, output, unit)
     text = _narrowing(scene.target, seat)
+    if seat.unit.kind == CUSTOM:
+        return Annotation(Reason.CUSTOM, text, inputs, output, unit)
     if seat.scheme.note:
         note = "; ".join(part for part in (seat.scheme.note, text) if part)
         return Annotation(Reason.SMOOTHED, note, inputs, output, unit)

@@ -48,6 +48,7 @@ __all__ = [
     "Rule",
     "Scheme",
     "Smoothing",
+    "custom_module",
     "float_",
     "float16",
     "int8_dynamic",
@@ -83,6 +84,7 @@ class Scheme:
     Without an `activation` only the weight is quantized. `lone` lets light operators (additions,
     pools, activations) run on integers even where no neighbour does. `home` is the path of the
     standalone module the scheme is for: no unit and no scale is shared with what lies outside.
+    `custom` asks for a module kept whole to be quantized at its borders.
     """
 
     activation: QSpec | None
@@ -91,6 +93,7 @@ class Scheme:
     note: str = ""
     lone: bool = False
     home: str = ""
+    custom: bool = False
 
     @property
     def mode(self) -> Mode:
@@ -238,6 +241,16 @@ def _moved_in(rule: Rule, inner: Selector, home: str) -> Rule:
     return Rule(select, scheme, by, rule.strict)
 
 
+def custom_module(module: str, scheme: Scheme | None = None) -> Rule:
+    """The module at this path, kept whole at capture, is quantized at its borders.
+
+    Its operands and its result are observed and quantized by the scheme's activations; what runs
+    inside is for `materialize(custom=...)` to say. It must take tensors by position and give one.
+    """
+    plain = scheme if scheme is not None else Scheme(uint8_affine(), int8_channel())
+    return Rule(path(module), replace(plain, custom=True))
+
+
 def resolve(recipe: Recipe, graph: Graph) -> Result[Resolution, Fault]:
     """The last rule that takes each node.
 
@@ -362,6 +375,7 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
             "note": scheme.note,
             "lone": scheme.lone,
             **({"home": scheme.home} if scheme.home else {}),
+            **({"custom": True} if scheme.custom else {}),
         }
     )
 
@@ -371,12 +385,13 @@ def scheme_from_arg(arg: Arg) -> Result[Scheme, Fault]:
     fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
     home = str(fields.get("home", ""))
     smoothing, note = _smoothing(fields.get("smoothing")), str(fields.get("note", ""))
+    custom = fields.get("custom") is True
     lone, held = fields.get("lone") is True, fields.get("activation", False)
     nothing: Result[QSpec | None, Fault] = Success(None)
     activation = nothing if held is None else qspec_from_arg(held).map(_some_spec)
     return activation.bind(
         lambda given: qspec_from_arg(fields.get("weight")).map(
-            lambda weight: Scheme(given, weight, smoothing, note, lone, home)
+            lambda weight: Scheme(given, weight, smoothing, note, lone, home, custom)
         )
     )
 

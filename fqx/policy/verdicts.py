@@ -43,6 +43,7 @@ class Reason(Enum):
     UNFIT = "the target's kernel does not take this call"
     FOREIGN = "it is an operator outside the catalogue"
     LEAF = "it is a module kept whole"
+    CUSTOM = "it is a module kept whole, quantized at its borders"
     BETWEEN_FLOATS = "its neighbours are float, so integers would not pay"
     DIVISION = "it divides by what smoothing put into a weight"
     RUINOUS_INPUT = "a per-tensor scale would ruin its input"
