@@ -142,6 +142,21 @@ def test_a_relu_that_is_no_ones_but_by_name_is_no_layer() -> None:
     assert equalized(graph)[0] is graph
 
 
+def test_an_operator_of_torch_alone_stops_the_factors() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.two(torch.cumprod(self.one(x), -1))
+            return out
+
+    graph = fqx.capture(Summed().eval(), (noise(2, 4),)).unwrap().graph
+    assert "aten.cumprod.default" in {node.op for node in graph}
+    assert equalize().run(graph).unwrap().graph is graph
+
+
 @pytest.mark.parametrize("where", ["output", "reader"])
 def test_a_value_others_see_keeps_its_range(where: str) -> None:
     draft = Draft()
