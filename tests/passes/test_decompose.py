@@ -15,6 +15,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.judge.evaluate import evaluate
 from fqx.match.explain import explain
+from fqx.num.scheme import int8_channel, uint8_affine
 from fqx.ops.types import types
 from fqx.passes.decompose import decompose_attention, decompose_recurrent
 from fqx.passes.decompose_attention import ATTENTIONS
@@ -275,3 +276,22 @@ def test_an_encoder_layer_without_its_attention_op() -> None:
     graph = (fuse() | decompose_attention()).run(captured(model, x)).unwrap().graph
     assert "scaled_dot_product_attention" not in {node.op for node in graph}
     assert_rounds_well(model, graph, x)
+
+
+def test_the_products_of_attention_run_on_integers_where_a_recipe_asks() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    x, target = torch.randn(4, 5, 16), fqx.native("x86").unwrap()
+    alone = fqx.Scheme(uint8_affine(), int8_channel(), lone=True)
+    passes = (
+        fuse()
+        | decompose_attention()
+        | fqx.observe(fqx.int8_static() | fqx.use(fqx.op("matmul"), alone), target)
+        | fqx.calibrate([(x,)], progress=False)
+        | fqx.convert(target)
+        | fqx.fold()
+        | fqx.lower(target)
+    )
+    lowered = passes.run(captured(model, x)).unwrap().graph
+    assert sum(node.op == "native.matmul" for node in lowered) == 2
+    assert "matmul" not in {node.op for node in lowered}
