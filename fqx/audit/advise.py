@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +28,19 @@ from fqx.kit.result import Failure, Result, Success, fold, gather
 from fqx.num.affine import fake_quantize
 from fqx.num.observers import State, empty, observe
 from fqx.num.qparams import predicted_sqnr, qparams_between, weight_qparams
-from fqx.num.scheme import ObserverSpec, QSpec, histogram, int8_channel, uint8_affine
+from fqx.num.scheme import ObserverSpec, QSpec, histogram, int8_channel, uint8_affine, uint8_dynamic
 from fqx.num.tensors import tensor_of
 from fqx.passes.clean import clean
 from fqx.passes.execute import Leaves, Program, Stopped, prepare
 from fqx.passes.fuse import fuse
-from fqx.policy.recipe import Recipe, int8_static, leave_float
+from fqx.policy.recipe import Recipe, Scheme, int8_static, leave_float, use
 from fqx.policy.selectors import node as the_node
+
+Choice = Literal["static", "dynamic", "float"]
+"""How an operator is to run."""
+
+DYNAMIC = Scheme(uint8_dynamic(), int8_channel())
+"""The scheme of `int8_dynamic`."""
 
 _CHANNELS: Mapping[OpName, int] = MappingProxyType(
     {
@@ -221,6 +228,10 @@ class Advised:
     histogram), `product` what it keeps of the result (`product_sqnr`), both in dB. `ruined` says
     that no static scale serves it: `kept` is below `Limits.float_below`, or `product` is and there
     is no smoothing, which only linears have.
+
+    `choice` is what the recipe makes of it: `dynamic` for a linear whose input wanders, unless
+    `kept` − 20·log10(S), with the step of an average batch, is below `float_below` still; `float`
+    for what is ruined otherwise; `static` for the rest.
     """
 
     node: NodeId
@@ -232,6 +243,7 @@ class Advised:
     kept: float
     product: float
     ruined: bool
+    choice: Choice
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -241,7 +253,7 @@ class Advised:
         share = f"{self.input.stationarity:.0%}"
         few = "" if seen.enough else ", in few batches"
         lines = (
-            (self.ruined, f"leave float: one scale keeps {min(self.kept, self.product):.1f} dB"),
+            (self.ruined, f"one scale keeps {min(self.kept, self.product):.1f} dB: {self.choice}"),
             (weight.pays, f"scales per channel gain {gain:.1f} dB"),
             (
                 self.input.dynamic,
@@ -273,6 +285,7 @@ class Advised:
             "kept": _finite(self.kept),
             "product": _finite(self.product),
             "ruined": self.ruined,
+            "choice": self.choice,
             "advice": list(self.advice),
         }
 
@@ -299,17 +312,29 @@ class Advice:
 
     @property
     def recipe(self) -> Recipe:
-        """For `fqx.quantize(recipe=...)`: static int8, weights per channel, the ruined float."""
+        """For `fqx.quantize(recipe=...)`: static int8 but for the rows whose choice is another."""
         made = int8_static()
         for row in self.rows:
-            made = made | leave_float(the_node(row.node)) if row.ruined else made
+            match row.choice:
+                case "float":
+                    made = made | leave_float(the_node(row.node))
+                case "dynamic":
+                    made = made | use(the_node(row.node), DYNAMIC)
+                case "static":
+                    pass
         return made
 
     @property
     def code(self) -> str:
         """The recipe as Python to paste, behind `import fqx`."""
+        dynamic = "fqx.use(fqx.node({!r}), fqx.int8_dynamic().rules[0].scheme)"
+        forms = {"float": "fqx.leave_float(fqx.node({!r}))", "dynamic": dynamic}
         lines = ["fqx.int8_static()"]
-        lines += [f"| fqx.leave_float(fqx.node({row.node!r}))" for row in self.rows if row.ruined]
+        lines += [
+            f"| {forms[row.choice].format(str(row.node))}"
+            for row in self.rows
+            if row.choice != "static"
+        ]
         return lines[0] if len(lines) == 1 else "(\n    " + "\n    ".join(lines) + "\n)"
 
     def to_json(self) -> Json:
@@ -323,12 +348,16 @@ class Advice:
     def __repr__(self) -> str:
         """At most ten lines; the operators with most to say first."""
         lines = [f"Advice on {len(self.rows)} operators over {self.batches} batches"]
-        ordered = sorted(self.rows, key=lambda row: (not row.ruined, -len(row.advice)))
+        ordered = sorted(self.rows, key=lambda row: (row.choice == "static", -len(row.advice)))
         told = [row for row in ordered if row.advice]
         lines += [f"  {row.node}: {'; '.join(row.advice)}" for row in told[:7]]
         lines += [f"  and {len(told) - 7} more"] if len(told) > 7 else []
-        ruined = sum(row.ruined for row in self.rows)
-        return "\n".join((*lines, f"  recipe: int8_static, {ruined} operators float"))
+        counts = [
+            f", {count} operators {choice}"
+            for choice in ("dynamic", "float")
+            if (count := sum(row.choice == choice for row in self.rows))
+        ]
+        return "\n".join((*lines, f"  recipe: int8_static{''.join(counts)}"))
 
     def _repr_html_(self) -> str:
         body = "".join(
@@ -416,18 +445,27 @@ def advised(node: Node, weight: Tensor, seen: Seen, limits: Limits = Limits()) -
     level = levelling(
         state.channel_low, state.channel_high, meeting.amin(1), meeting.amax(1), limits
     )
-    lost = product < limits.float_below and node.op != "linear"
+    ruined = kept < limits.float_below or (product < limits.float_below and node.op != "linear")
+    moves = wandering(seen, limits)
     return Advised(
         node.id,
         node.op,
         per_channel(weight, 1 if transposed else 0, limits),
-        wandering(seen, limits),
+        moves,
         outliers(seen, limits),
         level,
         kept,
         product,
-        lost or kept < limits.float_below,
+        ruined,
+        _choice(node.op, moves, kept, ruined, limits),
     )
+
+
+def _choice(op: OpName, moves: Wandering, kept: float, ruined: bool, limits: Limits) -> Choice:
+    if op == "linear" and moves.dynamic and moves.stationarity > 0.0:
+        batch = kept - 20.0 * math.log10(moves.stationarity)
+        return "dynamic" if batch >= limits.float_below else "float"
+    return "float" if ruined else "static"
 
 
 def _by_input(node: Node, weight: Tensor) -> Tensor:

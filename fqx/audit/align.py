@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fqx.ir.arg import Arg, DType, WeightRef
+from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
 from fqx.ir.graph import OUTPUT, Graph, Use, users
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
@@ -84,6 +84,11 @@ def reads_weight(node: Node) -> bool:
     return node.op in _INTO | _BACK and isinstance(node.args[0], WeightRef)
 
 
+def _is_dynamic(node: Node) -> bool:
+    """Whether a quantizer's scale is computed: then it serves one operator, inside its unit."""
+    return node.op in _INTO | _BACK and len(node.args) > 1 and isinstance(node.args[1], NodeRef)
+
+
 def is_inside(graph: Graph, uses: tuple[Use, ...]) -> bool:
     """Whether a value is read by quantizers alone: the inside of a unit, which has not ended."""
     return bool(uses) and all(use.user != OUTPUT and graph[use.user].op in _INTO for use in uses)
@@ -136,7 +141,7 @@ def _view(graph: Graph) -> _View:
     for node in graph:
         for parent in node.origin.parents:
             makers.setdefault(parent, set()).add(node.id)
-        if node.op == "observe" or reads_weight(node):
+        if node.op == "observe" or reads_weight(node) or _is_dynamic(node):
             continue
         parents = node.origin.parents
         table = into if node.op in _INTO else back if node.op in _BACK else own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -22,7 +23,15 @@ from fqx.edge.materialize import materialize
 from fqx.ir.fault import FaultKind
 from fqx.ir.graph import Graph
 from fqx.num.scheme import int8_channel, uint8_affine
-from fqx.policy.recipe import Scheme, int8_static, use
+from fqx.policy.recipe import (
+    Recipe,
+    Scheme,
+    float16,
+    int8_dynamic,
+    int8_static,
+    use,
+    weight_only,
+)
 from fqx.policy.selectors import path
 from fqx.testing.digits import DigitsNet, load_digits, train
 
@@ -131,6 +140,25 @@ def test_a_program_is_no_distance_from_itself() -> None:
     for step, target in (("fuse", "onednn"), ("fold", "onednn"), ("lower", "native/x86")):
         graph = _graph(step, target)
         assert {row.distance.sqnr for row in _compare(graph, graph).rows} == {math.inf}
+
+
+@pytest.mark.parametrize("preset", [int8_dynamic, weight_only, float16])
+def test_every_kind_of_quantization_is_compared(preset: Callable[[], Recipe]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    data = [torch.randn(16, 32) * scale for scale in (1.0, 4.0)]
+    done = quantize(
+        net, (data[0],), data, recipe=preset(), target="native/fbgemm", progress=False
+    ).unwrap()
+    steps = {step.name: step.graph for step in done.trail.steps}
+    pairs = (("smooth", "fold", 30.0), ("smooth", "lower", 30.0), ("fold", "lower", 60.0))
+    for a, b, least in pairs:
+        for isolated in (False, True):
+            found = compare(steps[a], steps[b], data, isolated).unwrap()
+            assert {row.name for row in found.rows} >= {"1", "2"}
+            assert not found.skipped
+            # one 8-bit rounding of inputs and weights each; kernels round as the reference does
+            assert found.worst(1)[0].distance.sqnr > least, (a, b)
 
 
 def test_smoothing_belongs_to_no_unit() -> None:
