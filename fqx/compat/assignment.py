@@ -60,6 +60,15 @@ def qconfigs_of(
     )
 
 
+def unmatched(mapping: Any, model: nn.Module, kept: Sequence[str] = ()) -> tuple[Entry, ...]:
+    """The entries of a mapping that take no node of the model; none where it cannot be traced."""
+    traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
+    if traced is None:
+        return ()
+    found = resolve_qconfigs(traced.module, traced.scopes, mapping)
+    return found.map(lambda seen: seen.unmatched).value_or(())
+
+
 def qconfig_of(mapping: Any, item: Node) -> Any:
     """The QConfig of a node as the node itself tells: by its module's path or a path around it, by
     a pattern of paths, by the class of its module or the function it calls, else the global one."""

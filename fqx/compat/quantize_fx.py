@@ -10,6 +10,7 @@ names a `Halt` that is also torch's class of error. docs/migration_fx.md has fqx
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
@@ -17,9 +18,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import fx, nn
 
-from fqx.compat.assignment import qconfig_of, recipe_of
+from fqx.compat.assignment import qconfig_of, recipe_of, unmatched
+from fqx.compat.custom import PrepareConfig, convert_config, fuse_config, prepare_config
 from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
+from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
 from fqx.compat.qconfig import scheme_of_qconfig
 from fqx.edge.capture import capture
@@ -90,7 +93,8 @@ def fuse_fx(model: nn.Module, fuse_custom_config: Any = None, backend_config: An
     traced, and Halt (MODEL_IN_TRAINING) for a norm in training mode.
     """
     _backend(backend_config)
-    return _with_attributes(folded(model), _preserved(fuse_custom_config, model))
+    names = _read(fuse_config(fuse_custom_config)).preserved
+    return _with_attributes(folded(model), _preserved(names, model))
 
 
 def prepare_fx(
@@ -105,21 +109,23 @@ def prepare_fx(
 
     `example_inputs` is a tuple of positional inputs, or one input. The engine is that of
     `torch.backends.quantized.engine` now. Raises BadConfig for a config of the wrong type or one
-    this function does not read, and Halt with the faults of capture and of the recipe.
+    this function does not read, and Halt with the faults of capture and of the recipe. Warns of
+    entries of the mapping that name modules, patterns or positions where the model has none.
     """
     mapping = _mapping(qconfig_mapping)
     _refuse_equalization(_equalization_config)
     _backend(backend_config)
-    _readable(prepare_custom_config)
-    leaves = _kept_whole(prepare_custom_config, model)
+    custom = _readable(_read(prepare_config(prepare_custom_config)))
+    leaves = _kept_whole(custom, model)
     target = _value(_target(mapping).alt(Halt))
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
     fused = _value(_captured(model, example, leaves).bind((clean() | fuse()).run))
     recipe = _value(
         recipe_of(mapping, model, fused.graph, leaves).alt(lambda fault: Halt(fault, fused))
     )
+    _tell(unmatched(mapping, model, leaves))
     trail = _value(observe(recipe, target).run(fused))
-    kept = _preserved(prepare_custom_config, model)
+    kept = _preserved(custom.preserved, model)
     made = _value(observed(trail.graph, Settings(target, mapping, kept)))
     return _with_attributes(made, kept)
 
@@ -216,14 +222,12 @@ def _captured(model: nn.Module, example: Any, leaves: tuple[str, ...]) -> Result
     return traced.lash(lambda _: capture(model, example, how="export", leaves=leaves))
 
 
-def _kept_whole(config: Any, model: nn.Module) -> tuple[str, ...]:
+def _kept_whole(config: PrepareConfig, model: nn.Module) -> tuple[str, ...]:
     """Paths of the modules that the config calls non-traceable, by name and by class."""
-    classes = tuple(_field(config, "non_traceable_module_classes"))
-    listed = dict.fromkeys(_field(config, "non_traceable_module_names"))
-    for path, module in model.named_modules():
-        if path and type(module) in classes:
-            listed[path] = None
-    return tuple(listed)
+    found = [
+        path for path, module in model.named_modules() if path and config.is_leaf(path, module)
+    ]
+    return tuple(dict.fromkeys((*config.leaf_names, *found)))
 
 
 # Targets.
@@ -314,37 +318,42 @@ def _backend(config: Any) -> None:
         )
 
 
-_UNREAD = (
-    "standalone_module_names",
-    "standalone_module_classes",
-    "float_to_observed_mapping",
-    "input_quantized_indexes",
-    "output_quantized_indexes",
-)
+def _readable(config: PrepareConfig) -> PrepareConfig:
+    """The config, if it asks for nothing but what is read here."""
+    unread = {
+        "standalone_module_names or standalone_module_classes": config.standalone,
+        "float_to_observed_mapping": config.observed,
+        "input_quantized_indexes": config.quantized_inputs,
+        "output_quantized_indexes": config.quantized_outputs,
+    }
+    found = next((name for name, held in unread.items() if held), None)
+    if found is None:
+        return config
+    raise BadConfig(
+        Fault(
+            FaultKind.BAD_RECIPE,
+            f"prepare_custom_config.{found} is not read here",
+            "quantize that part of the model by itself and put the result in its place",
+        )
+    )
 
 
-def _readable(config: Any) -> None:
-    found = next((name for name in _UNREAD if _field(config, name)), None)
-    if found is not None:
-        raise BadConfig(
-            Fault(
-                FaultKind.BAD_RECIPE,
-                f"prepare_custom_config.{found} is not read here",
-                "quantize that part of the model by itself and put the result in its place",
-            )
+def _read(result: Result[A, Fault]) -> A:
+    """What a config says; one that cannot be read is raised as a BadConfig."""
+    return _value(result.alt(BadConfig))
+
+
+def _tell(entries: tuple[Entry, ...]) -> None:
+    """Warn of entries that take nothing; types are listed for any model and are not told."""
+    spelt = [str(entry) for entry in entries if entry.field != "object_type"]
+    if spelt:
+        warnings.warn(
+            f"nothing in the model is taken by {'; '.join(spelt)} of the QConfigMapping",
+            stacklevel=3,
         )
 
 
-def _field(config: Any, name: str) -> Any:
-    """A field of a custom config, object or dict; nothing if it is not there."""
-    singular = name.removesuffix("es") if name.endswith("classes") else name.removesuffix("s")
-    if isinstance(config, dict):
-        return config.get(name, config.get(singular, ()))
-    return getattr(config, name, ())
-
-
-def _preserved(config: Any, model: nn.Module) -> Mapping[str, object]:
-    names = _field(config, "preserved_attributes")
+def _preserved(names: tuple[str, ...], model: nn.Module) -> Mapping[str, object]:
     return {name: getattr(model, name) for name in names if hasattr(model, name)}
 
 
@@ -447,7 +456,8 @@ def _finished(module: Observed, config: Any, graph: Graph) -> fx.GraphModule:
 
 def _kept(module: Observed, config: Any) -> Mapping[str, object]:
     """The attributes to keep: those prepare was told of, and those convert is told of."""
-    return {**_settings(module).preserved, **_preserved(config, module)}
+    names = _read(convert_config(config)).preserved
+    return {**_settings(module).preserved, **_preserved(names, module)}
 
 
 def _agreeing(prepared: Any, given: Any) -> Any:

@@ -526,6 +526,27 @@ def test_wrong_configs_are_named() -> None:
         new.convert_fx(prepared, keep_original_weights=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"input_quantized_idxs": [0]}, "input_quantized_indexes"),
+        ({"float_to_observed_custom_module_class": {"static": {nn.ReLU: nn.ELU}}}, "observed"),
+        ({"non_traceable_module_nam": ["0"]}, "no part 'non_traceable_module_nam'"),
+    ],
+)
+def test_a_dict_of_a_custom_config_is_read_like_the_object(given: Any, reason: str) -> None:
+    case = cases()["mlp"]
+    with pytest.raises(new.BadConfig, match=reason):
+        new.prepare_fx(case.model, minmax(), (case.batch,), given)
+
+
+def test_an_entry_that_takes_nothing_is_told() -> None:
+    case = cases()["mlp"]
+    mapping = minmax().set_module_name("haed", None).set_object_type(nn.Conv3d, None)
+    with pytest.warns(UserWarning, match="taken by module_name 'haed' of the QConfigMapping"):
+        new.prepare_fx(case.model, mapping, (case.batch,))
+
+
 def test_a_tensor_that_cannot_be_measured_names_the_node() -> None:
     case = cases()["mlp"]
     prepared = new.prepare_fx(case.model, minmax(), (case.batch,))
