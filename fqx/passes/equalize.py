@@ -31,7 +31,7 @@ from fqx.ir.signature import TensorType, Type
 from fqx.ir.weight import Weight
 from fqx.kit.result import Result, gather
 from fqx.num.tensors import tensor_of, weight_of
-from fqx.ops.catalogue import attr, is_foreign, operand, with_operand
+from fqx.ops.catalogue import attr, operand, with_operand
 from fqx.ops.types import types
 from fqx.passes.fuse_norms import RANKS
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
@@ -182,7 +182,8 @@ def _behind(
         if len(readers) != 1 or readers[0].user not in graph:
             return None
         reader = graph[readers[0].user]
-        if is_foreign(reader) or operand(reader, "x") != NodeRef(node.id):
+        # what scales is the first operand of every layer and of all that a factor goes through
+        if reader.args[:1] != (NodeRef(node.id),):
             return None
         if _is_layer(graph, reader):
             return _paired(graph, first, reader, lane, channels)

@@ -169,6 +169,32 @@ def test_a_value_others_see_keeps_its_range(where: str) -> None:
     assert equalized(graph)[0] is graph
 
 
+@pytest.mark.parametrize("function", ["cumprod", "cat", "where", "addmm"])
+def test_readers_of_every_shape_stop_them(function: str) -> None:
+    """Operators outside the catalogue, of a list and of several operands."""
+
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, CHANNELS), nn.Linear(CHANNELS, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.one(x)
+            calls = {
+                "cumprod": lambda: torch.cumprod(y, 0),
+                "cat": lambda: torch.cat([y, torch.ones(3, CHANNELS)]),
+                "where": lambda: torch.where(x[:, :1] > 0, y, torch.ones(CHANNELS)),
+                "addmm": lambda: torch.addmm(y, x, torch.ones(4, CHANNELS)),
+            }
+            out: torch.Tensor = self.two(calls[function]())
+            return out
+
+    graph = fqx.capture(unbalanced(Read()), (noise(8, 4),)).unwrap().graph
+    made, pairs = equalized(graph)
+    assert made is graph
+    assert pairs == ()
+
+
 def test_a_shared_weight_is_scaled_for_each_layer_apart() -> None:
     draft = Draft()
     x: NodeRef = draft.input("x", "batch", CHANNELS)
