@@ -206,7 +206,8 @@ def _refused(reason: str, at: NodeId | None) -> Fault:
     return Fault(
         FaultKind.NO_BORDER,
         reason,
-        "leave it float, or let the recipe quantize what reads or makes it in one way",
+        "leave it float, or let the recipe quantize what reads it in one way, and what makes it "
+        "with integers_out",
         at=at,
     )
 

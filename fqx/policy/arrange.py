@@ -307,7 +307,8 @@ class _Hall:
     def _seat(self, unit: Unit, read: set[NodeId]) -> Seat:
         choice = self.scene.choices[unit.anchor]
         assert choice.scheme is not None
-        float_out = unit.last not in read and Form.FLOAT in unit.kind.outputs
+        is_read = unit.last in read or choice.scheme.integers_out
+        float_out = not is_read and Form.FLOAT in unit.kind.outputs
         form = Form.FLOAT if float_out or Form.INT8 not in unit.kind.outputs else Form.INT8
         edges = self.edges[unit.anchor]
         if unit.kind.weight is None:

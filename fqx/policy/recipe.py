@@ -84,7 +84,8 @@ class Scheme:
     Without an `activation` only the weight is quantized. `lone` lets light operators (additions,
     pools, activations) run on integers even where no neighbour does. `home` is the path of the
     standalone module the scheme is for: no unit and no scale is shared with what lies outside.
-    `custom` asks for a module kept whole to be quantized at its borders.
+    `custom` asks for a module kept whole to be quantized at its borders, `integers_out` for results
+    to be integers even where nothing reads them so: outputs then can be exposed.
     """
 
     activation: QSpec | None
@@ -94,6 +95,7 @@ class Scheme:
     lone: bool = False
     home: str = ""
     custom: bool = False
+    integers_out: bool = False
 
     @property
     def mode(self) -> Mode:
@@ -376,6 +378,7 @@ def scheme_to_arg(scheme: Scheme) -> FrozenMap[Arg]:
             "lone": scheme.lone,
             **({"home": scheme.home} if scheme.home else {}),
             **({"custom": True} if scheme.custom else {}),
+            **({"integers_out": True} if scheme.integers_out else {}),
         }
     )
 
@@ -385,13 +388,13 @@ def scheme_from_arg(arg: Arg) -> Result[Scheme, Fault]:
     fields = dict(arg.items()) if isinstance(arg, FrozenMap) else {}
     home = str(fields.get("home", ""))
     smoothing, note = _smoothing(fields.get("smoothing")), str(fields.get("note", ""))
-    custom = fields.get("custom") is True
+    custom, out = (fields.get(name) is True for name in ("custom", "integers_out"))
     lone, held = fields.get("lone") is True, fields.get("activation", False)
     nothing: Result[QSpec | None, Fault] = Success(None)
     activation = nothing if held is None else qspec_from_arg(held).map(_some_spec)
     return activation.bind(
         lambda given: qspec_from_arg(fields.get("weight")).map(
-            lambda weight: Scheme(given, weight, smoothing, note, lone, home, custom)
+            lambda weight: Scheme(given, weight, smoothing, note, lone, home, custom, out)
         )
     )
 

@@ -22,6 +22,7 @@ from fqx.ir.trail import Trail
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Result
 from fqx.num.affine import dequantize, quantize
+from fqx.num.scheme import int8_channel, uint8_affine
 from fqx.passes.calibrate import calibrate
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
@@ -31,7 +32,8 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Rewrite, conclude
-from fqx.policy.recipe import int8_static
+from fqx.policy.recipe import Scheme, int8_static, recipe_from_arg, recipe_to_arg, use
+from fqx.policy.selectors import path
 from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
@@ -166,11 +168,51 @@ def test_the_signature_says_integers_and_refuses_floats() -> None:
 
 def test_borders_go_through_files_and_are_replayed(tmp_path: Any) -> None:
     trail = (expose(inputs=("x",)) | lower(onednn())).run(quantized_trail()).unwrap()
-    path = tmp_path / "model.fqx"
-    save_model(path, trail).unwrap()
-    back = load(path).unwrap().trail.graph
+    file = tmp_path / "model.fqx"
+    save_model(file, trail).unwrap()
+    back = load(file).unwrap().trail.graph
     assert back.digest == trail.graph.digest
     assert borders(back) == borders(trail.graph) != ()
+
+
+class Classifier(nn.Module):
+    """What nothing reads comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.conv(x).relu().flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
+def test_an_output_that_nothing_reads_is_integers_where_the_recipe_says_so(target: Target) -> None:
+    torch.manual_seed(0)
+    scheme = Scheme(uint8_affine(), int8_channel(), integers_out=True)
+    recipe = int8_static() | use(path("head"), scheme)
+    assert recipe_from_arg(recipe_to_arg(recipe)).unwrap() == recipe
+    images = [left for left, _ in pairs()]
+    road = (
+        clean()
+        | fuse()
+        | observe(recipe, target)
+        | calibrate(images, progress=False)
+        | convert(target)
+        | fold()
+    )
+    trail = capture(Classifier().eval(), (images[0],)).bind(road.run).unwrap()
+    whole = lower(target).run(trail).unwrap().graph
+    inner = (expose(("x",), ("output",)) | lower(target)).run(trail).unwrap().graph
+    *_, border = borders(inner)
+    with torch.no_grad():
+        wanted = materialize(whole).unwrap()(images[1])
+        made = materialize(inner).unwrap()(*entering(inner, (images[1],)))
+    assert made.dtype is torch.uint8
+    assert len(made.unique()) > 1
+    assert torch.equal(dequantize(made, border.scale, border.zero_point), wanted)
 
 
 def refusal(make: Pass, graph: Graph) -> str:
