@@ -138,7 +138,11 @@ class Rule:
         return f"{self.select} -> {what}"
 
 
-@dataclass(frozen=True, slots=True)
+_SHOWN = 8
+"""Rules in the short form of a recipe."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Recipe:
     """Rules in order; `|` puts rules or recipes behind, and the later rule wins."""
 
@@ -150,6 +154,11 @@ class Recipe:
 
     def __str__(self) -> str:
         return "; ".join(str(rule) for rule in self.rules) or "nothing"
+
+    def __repr__(self) -> str:
+        more = len(self.rules) - _SHOWN
+        lines = [f"  {rule}" for rule in self.rules[:_SHOWN]]
+        return "\n".join(["Recipe", *lines, *([f"  and {more} more rules"] if more > 0 else [])])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fqx.edge import kernels
 from fqx.edge.materialize import materialize
-from fqx.ir.arg import Arg, NodeRef, WeightRef, refs_in
+from fqx.ir.arg import Arg, DType, NodeRef, WeightRef, refs_in
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
@@ -25,12 +25,13 @@ from fqx.ir.trail import Step, Trail
 from fqx.judge.evaluate import evaluate, values
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import attempt, fold
+from fqx.num.affine import dequantize
 from fqx.num.tensors import is_intact, tensor_of
 from fqx.ops.catalogue import is_kernel, shares_qparams
 from fqx.passes.lower import Lowered, Lowering
 from fqx.policy.plan import Plan
 from fqx.policy.target import Target
-from fqx.policy.units import Form
+from fqx.policy.units import Form, Mode
 from fqx.policy.verdicts import Reason
 from fqx.testing.laws import Law, tensors_in
 
@@ -109,7 +110,11 @@ def _adds_quantizers_only(road: Road) -> str | None:
 
 def _plain(graph: Graph) -> list[tuple[str, ...]]:
     """The program with quantizers, observers and the names of weights left out."""
-    through = {node.id: node.args[0] for node in graph if node.op in ("quantize", "dequantize")}
+    through = {
+        node.id: node.args[0]
+        for node in graph
+        if node.op in ("quantize", "dequantize") or _is_half(graph, node)
+    }
 
     def seen(ref: NodeRef | WeightRef) -> Arg:
         found: Arg = ref
@@ -117,9 +122,26 @@ def _plain(graph: Graph) -> list[tuple[str, ...]]:
             found = through[found.id]
         return "a weight" if isinstance(found, WeightRef) else found
 
-    kept = [n for n in graph if n.op not in ("quantize", "dequantize", "observe")]
+    chosen = {node.id for node in graph if node.op == "choose_qparams"}
+    kept = [
+        node
+        for node in graph
+        if node.id not in through
+        and node.op not in ("choose_qparams", "observe")
+        and not (node.op == "getitem" and chosen.intersection(node.inputs()))
+    ]
     outputs = tuple(str(seen(leaf)) for leaf in graph.outputs if isinstance(leaf, NodeRef))
     return [(node.map_refs(seen).code,) for node in kept] + [outputs]
+
+
+def _is_half(graph: Graph, node: Node) -> bool:
+    """Whether the node reads a weight of half precision as float."""
+    match node.op, node.args:
+        case "to", (WeightRef(path=path),):
+            held = graph.weights.get(graph.ties.get(path) or path)
+            return held is not None and held.dtype is DType.FLOAT16
+        case _:
+            return False
 
 
 def _fakes_quantization(road: Road) -> str | None:
@@ -215,6 +237,8 @@ def _grid(graph: Graph, node: Node) -> tuple[Arg, ...] | None:
 def _kernels_take_integers(road: Road) -> str | None:
     held = _lowered_values(road)
     for unit in _units(road):
+        if _mode(road, unit) is not Mode.STATIC:
+            continue
         for name, value in _data(road, unit, held):
             if not _is_integer(value):
                 return f"{unit.kernel} at {unit.anchor} reads {name}, which is no integer tensor"
@@ -224,11 +248,18 @@ def _kernels_take_integers(road: Road) -> str | None:
 def _kernels_compute_their_units(road: Road) -> str | None:
     held = _lowered_values(road)
     for unit in _units(road):
-        if not all(_is_integer(value) for _, value in _data(road, unit, held)):
+        mode = _mode(road, unit)
+        whole = all(_is_integer(value) for _, value in _data(road, unit, held))
+        if mode is Mode.STATIC and not whole:
             continue
         made, truth = held[NodeId(f"!{unit.anchor}")], held[unit.anchor]
         if not isinstance(made, Tensor) or not isinstance(truth, Tensor):
             return f"{unit.kernel} at {unit.anchor} gives {made!r}"
+        if unit.kernel == "native.linear_dynamic":
+            account = _beyond_a_quantum(road, unit, held, made - truth)
+            if account:
+                return f"{unit.kernel} at {unit.anchor} {account}"
+            continue
         account = _apart(made, truth) if unit.form is not Form.FLOAT else _far(made, truth)
         if account:
             return f"{unit.kernel} at {unit.anchor} {account}"
@@ -250,6 +281,37 @@ def _data(road: Road, unit: Lowered, held: dict[NodeId, object]) -> Iterator[tup
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype in _INTEGERS
+
+
+def _mode(road: Road, unit: Lowered) -> Mode:
+    """The mode of the row that a unit was found by."""
+    return next(kind.mode for kind in road.target.units if kind.name == unit.unit)
+
+
+def _beyond_a_quantum(
+    road: Road, unit: Lowered, held: dict[NodeId, object], error: Tensor
+) -> str | None:
+    """Whether a result is further off than one quantum of every element of the input.
+
+    torch's kernel chooses a scale in float64 and a zero point of its own, and raises tiny scales,
+    so each element may be rounded to the neighbour of the reference's: |error| is at most
+    scale · sum |w| of its row, with torch's least scale of 6.1e-5, and a float32 rounding.
+    """
+    node = road.step("lower").graph[unit.anchor]
+    x, weight, scale = (_as_read(road.before("lower"), arg, held) for arg in node.args[:3])
+    assert isinstance(x, Tensor)
+    assert isinstance(weight, Tensor)
+    if not x.numel():
+        return None
+    rows = dequantize(weight, scale if isinstance(scale, Tensor) else float(str(scale)), 0, axis=0)
+    span = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
+    qmax = node.attrs["qmax"]
+    assert isinstance(qmax, int)
+    quantum = max(span / qmax, 6.1e-5)
+    allowed = quantum * rows.abs().sum(1) + 1e-5 * (1.0 + span * rows.abs().sum(1))
+    return (
+        "is more than a quantum off its reference" if bool((error.abs() > allowed).any()) else None
+    )
 
 
 def _far(made: Tensor, truth: Tensor) -> str | None:
