@@ -39,8 +39,9 @@ def decompose_attention() -> Pass:
     """Gives a graph whose attentions are two matrix products around a softmax.
 
     `fuse` makes one op of such products, so this pass stands behind it. An attention that drops
-    weights at random, shares heads, or takes a causal and a given mask at once stays whole. The
-    graph stays at its stage. No faults of its own.
+    weights at random, takes a causal and a given mask at once, or has sizes that its scale or its
+    shared heads need and that are not known beforehand stays whole. The graph stays at its stage.
+    No faults of its own.
     """
     return Pass("decompose_attention", NO_OPTIONS, STAGES, None, partial(_decompose, ATTENTIONS))
 

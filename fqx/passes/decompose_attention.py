@@ -30,13 +30,13 @@ def _attention(found: Match) -> Made:
     kinds = _kinds(found)
     if isinstance(kinds, str):
         return Miss(kinds, root.id)
-    query, keys = kinds
+    query, keys, values = kinds
     scale, last = _scale(root, query[-1]), len(query) - 1
     if scale is None:
         return Miss("the width of its heads is not known beforehand", root.id)
     sheet, mask = Sheet(found), operand(root, "mask")
     turned = (*range(last - 1), last, last - 1)
-    upright = sheet.put("permute", "keys", x=operand(root, "k"), dims=turned)
+    upright = sheet.put("permute", "keys", x=_heads(sheet, "k", query, keys), dims=turned)
     products = sheet.put("matmul", "scores", x=operand(root, "q"), y=upright)
     scores = sheet.put("mul", "scaled", x=products, y=scale)
     if attr(root, "is_causal") is True:
@@ -46,17 +46,15 @@ def _attention(found: Match) -> Made:
     weights = sheet.put("softmax", "softmax", x=scores, dim=last)
     if mask is not None:
         weights = _zero_where_closed(sheet, scores, weights, last)
-    value = sheet.put("matmul", "values", x=weights, y=operand(root, "v"))
+    value = sheet.put("matmul", "values", x=weights, y=_heads(sheet, "v", query, values))
     return Change(value, tuple(sheet.nodes))
 
 
-def _kinds(found: Match) -> tuple[Sizes, Sizes] | str:
-    """The dims of query and keys, or what keeps the attention whole."""
+def _kinds(found: Match) -> tuple[Sizes, Sizes, Sizes] | str:
+    """The dims of query, keys and values, or what keeps the attention whole."""
     root, mask = found.root, operand(found.root, "mask")
     if attr(root, "dropout_p") != 0:
         return "it drops weights at random"
-    if attr(root, "enable_gqa") is True:
-        return "several queries share a head of the keys"
     if attr(root, "is_causal") is True and mask is not None:
         return "it takes a causal and a given mask at once"
     held = [found.type_of(operand(root, name)) for name in ("q", "k", "v")]
@@ -67,7 +65,28 @@ def _kinds(found: Match) -> tuple[Sizes, Sizes] | str:
     dtypes = {kind.dtype for kind in tensors}
     if len(dtypes) > 1 or not dtypes.issubset(WIDE):
         return "query, keys and values are not all float32, or all float64"
-    return _mask_obstacle(found, dtypes, len(dims[0])) or (dims[0], dims[1])
+    if attr(root, "enable_gqa") is True and not _shares_evenly(*dims):
+        return "it is not known how many queries share a head of the keys"
+    return _mask_obstacle(found, dtypes, len(dims[0])) or (dims[0], dims[1], dims[2])
+
+
+def _shares_evenly(*dims: Sizes) -> bool:
+    heads = [sizes[-3] if len(sizes) > 2 else None for sizes in dims]
+    counts = [count for count in heads if isinstance(count, int) and count > 0]
+    return len(counts) == len(dims) and all(counts[0] % count == 0 for count in counts)
+
+
+def _heads(sheet: Sheet, name: str, query: Sizes, held: Sizes) -> Arg:
+    """Keys or values with each head as often, one behind the other, as queries share it."""
+    x, rank = operand(sheet.found.root, name), len(held)
+    if attr(sheet.found.root, "enable_gqa") is not True or query[-3] == held[-3]:
+        return x
+    many, few = query[-3], held[-3]
+    times = many // few if isinstance(many, int) and isinstance(few, int) else 1
+    apart = sheet.put("unsqueeze", f"{name}.apart", x=x, dim=rank - 2)
+    repeats = (*(1,) * (rank - 2), times, 1, 1)
+    again = sheet.put("repeat", f"{name}.repeated", x=apart, repeats=repeats)
+    return sheet.put("flatten", f"{name}.heads", x=again, start_dim=rank - 3, end_dim=rank - 2)
 
 
 def _mask_obstacle(found: Match, dtypes: set[DType], rank: int) -> str:

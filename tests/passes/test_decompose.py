@@ -258,15 +258,38 @@ def test_a_causal_mask_is_as_long_as_the_queries_are() -> None:
     assert "a:q.length" in after
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "why"),
-    [("dropout_p", 0.1, "drops weights"), ("enable_gqa", True, "share a head")],
-)
-def test_what_is_more_than_the_formula_stays_whole(option: str, value: Arg, why: str) -> None:
-    graph = attention(4, "", 5, **{option: value})
+def test_an_attention_that_drops_weights_stays_whole() -> None:
+    graph = attention(4, dropout_p=0.1)
     assert decompose_attention().run(graph).unwrap().graph is graph
     (rule,) = ATTENTIONS
-    assert why in str(explain(rule, graph, types(graph)))
+    assert "drops weights" in str(explain(rule, graph, types(graph)))
+
+
+def shared(heads: tuple[int, int, int]) -> Graph:
+    """An attention in which queries share the heads of keys and values."""
+    draft = Draft()
+    parts = {
+        name: draft.input(name, "batch", count, *size)
+        for name, count, size in zip("qkv", heads, ((5, 4), (6, 4), (6, 7)), strict=True)
+    }
+    return draft.graph(draft.call("scaled_dot_product_attention", "a", **parts, enable_gqa=True))
+
+
+@pytest.mark.parametrize("heads", [(6, 2, 3), (4, 4, 1), (2, 2, 2)])
+def test_queries_share_heads(heads: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    sizes = ((5, 4), (6, 4), (6, 7))
+    inputs = tuple(torch.randn(2, n, *size) for n, size in zip(heads, sizes, strict=True))
+    graph = shared(heads)
+    broken = violations(decompose_attention(), graph, (*PASS_LAWS, IDEMPOTENT, ROUNDS_WELL), inputs)
+    assert not broken, "\n\n".join(map(str, broken))
+    after = decompose_attention().run(graph).unwrap().graph
+    assert "scaled_dot_product_attention" not in {node.op for node in after}
+
+
+def test_heads_that_do_not_divide_stay_whole() -> None:
+    graph = shared((6, 4, 2))
+    assert decompose_attention().run(graph).unwrap().graph is graph
 
 
 def test_an_encoder_layer_without_its_attention_op() -> None:
