@@ -10,6 +10,7 @@ names a `Halt` that is also torch's class of error. docs/migration_fx.md has fqx
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from fqx.ir.names import NodeId, RuleName, Stage
 from fqx.ir.node import Node
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.frozen import FrozenMap
-from fqx.kit.result import Result, Success, fold, gather
+from fqx.kit.result import Failure, Result, Success, fold, gather
 from fqx.passes.calibrate import settle
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
@@ -217,9 +218,28 @@ def convert_to_reference_decomposed_fx(
 
 
 def _captured(model: nn.Module, example: Any, leaves: tuple[str, ...]) -> Result[Trail, Halt]:
-    """The model as torch.fx traces it; by torch.export where it cannot."""
+    """The model as torch.fx traces it; by torch.export where it cannot.
+
+    A model that fixes its first axis, as one that takes sequences first does, is captured for
+    inputs of the example's own shapes.
+    """
     traced = capture(model, example, how="symbolic", leaves=leaves)
-    return traced.lash(lambda _: capture(model, example, how="export", leaves=leaves))
+    found = traced.lash(lambda _: capture(model, example, how="export", leaves=leaves))
+    return found.lash(
+        lambda halt: (
+            capture(model, example, leaves=leaves, dynamic=_fixed(model, example))
+            if halt.fault.kind is FaultKind.BATCH_IS_FIXED
+            else Failure(halt)
+        )
+    )
+
+
+def _fixed(model: nn.Module, example: Any) -> dict[str, dict[int, str | None]]:
+    """No free axis for any positional input that is a tensor."""
+    given = example if isinstance(example, tuple) else (example,)
+    names = inspect.signature(model.forward).parameters
+    pairs = zip(names, given, strict=False)
+    return {name: {} for name, value in pairs if isinstance(value, torch.Tensor)}
 
 
 def _kept_whole(config: PrepareConfig, model: nn.Module) -> tuple[str, ...]:

@@ -18,7 +18,10 @@ from torch.ao.quantization import (
     MinMaxObserver,
     QConfig,
     QConfigMapping,
+    default_dynamic_qconfig,
     default_per_channel_weight_observer,
+    float16_dynamic_qconfig,
+    float_qparams_weight_only_qconfig,
     get_default_qconfig_mapping,
 )
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -287,6 +290,63 @@ def test_none_in_the_mapping_leaves_a_module_float() -> None:
     assert ours.get_parameter("2.weight").dtype is torch.float32
     classes = by_fqx(case, minmax().set_object_type(nn.Linear, None))
     assert torch.equal(classes(case.batch), case.model(case.batch))
+
+
+class Bag(nn.Module):
+    """The mean of looked-up rows through a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 16), nn.Linear(16, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The head of the mean."""
+        made: Tensor = self.head(self.table(rows).mean(1))
+        return made
+
+
+class Recurrent(nn.Module):
+    """A recurrence over the first axis, whose length a captured program fixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The head of every step."""
+        steps, _ = self.cells(x)
+        made: Tensor = self.head(steps)
+        return made
+
+
+def test_float16_weights_give_the_bits_of_torch() -> None:
+    case = cases()["mlp"]
+    mapping = QConfigMapping().set_global(float16_dynamic_qconfig)
+    assert torch.equal(by_fqx(case, mapping)(case.batch), by_torch(case, mapping)(case.batch))
+
+
+@pytest.mark.parametrize("name", ["linear", "embedding", "lstm"])
+def test_other_kinds_of_qconfig_stay_as_close_to_float_as_torch(name: str) -> None:
+    torch.manual_seed(1)
+    dynamic = QConfigMapping().set_global(default_dynamic_qconfig)
+    tables = QConfigMapping().set_object_type(nn.Embedding, float_qparams_weight_only_qconfig)
+    case, mapping = {
+        "linear": (Case(perceptron().eval(), torch.randn(64, 16)), dynamic),
+        "embedding": (Case(Bag().eval(), torch.randint(0, 20, (16, 5))), tables),
+        "lstm": (Case(Recurrent().eval(), torch.randn(6, 16, 8)), dynamic),
+    }[name]
+    with torch.no_grad():
+        truth = case.model(case.batch)
+    prepared = new.prepare_fx(case.model, mapping, (case.batch,))
+    # a recurrence is captured step by step, whose sums round in another order
+    torch.testing.assert_close(prepared(case.batch), truth)
+    ours = distance(new.convert_fx(prepared)(case.batch), truth)
+    theirs = distance(by_torch(case, mapping)(case.batch), truth)
+    # something was rounded, and no more than a hundredth worse than by torch
+    assert 0.0 < ours <= theirs * 1.01
+    reference = new.convert_to_reference_fx(prepared)(case.batch)
+    decomposed = new.convert_to_reference_decomposed_fx(prepared)(case.batch)
+    assert torch.equal(reference, decomposed)
 
 
 class Mixed(nn.Module):
