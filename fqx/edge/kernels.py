@@ -1111,7 +1111,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.mul"): _native_pair("mul"),
         OpName("native.add_number"): _native_number(torch.add),
         OpName("native.mul_number"): _native_number(torch.mul),
-        OpName("native.sigmoid"): _native_alone("sigmoid"),
+        OpName("native.sigmoid"): _native_fixed(torch.sigmoid, 1 / 256, 0),
         OpName("native.tanh"): _native_fixed(torch.tanh, 2 / 256, 128),
         OpName("native.hardsigmoid"): _native_fixed(torch.nn.functional.hardsigmoid, 1 / 256, 0),
         OpName("native.hardswish"): _native_alone("hardswish"),

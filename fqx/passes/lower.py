@@ -229,7 +229,8 @@ class _Shop:
 
     def _miss_if_quantized(self, node: Node) -> None:
         row = OPS.get(node.op)
-        moves = row is not None and Trait.SAME_QPARAMS in row.traits
+        same = row is not None and Trait.SAME_QPARAMS in row.traits
+        moves = same or bool(self._movers(node))
         ends = all(
             use.user != OUTPUT and self.source[use.user].op == "quantize"
             for use in self.users[node.id]

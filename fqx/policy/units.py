@@ -61,6 +61,7 @@ class Need(Enum):
     CHANNELED = "the input is not known to have three dimensions or more"
     MATRICES = "the operands are not known to be matrices or batches of one shape"
     PLAIN_DTYPE = "it is asked for another dtype"
+    COUNTS_PADDING = "qnnpack's kernel counts the padding, and the average does not"
     DIVIDES_ALL = "the divisor is overridden"
     NO_OUTPUT_PADDING = "the kernel takes no output padding"
 
@@ -251,6 +252,9 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return _batches(place, anchor)
         case Need.PLAIN_DTYPE:
             return anchor.attrs.get("dtype") is None
+        case Need.COUNTS_PADDING:
+            counts = anchor.attrs.get("count_include_pad") is True
+            return counts or not any(_numbers(anchor.attrs.get("padding")))
         case Need.DIVIDES_ALL:
             return anchor.attrs.get("divisor_override") is None
         case Need.NO_OUTPUT_PADDING:

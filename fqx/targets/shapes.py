@@ -64,7 +64,8 @@ _NEEDS = MappingProxyType(
         "clamp": frozenset({Need.NUMBER_BOUNDS}),
         "pad": frozenset({Need.PLAIN_PAD}),
         "interpolate": frozenset({Need.NEAREST}),
-        "avg_pool2d": frozenset({Need.DIVIDES_ALL}),
+        "avg_pool1d": frozenset({Need.COUNTS_PADDING}),
+        "avg_pool2d": frozenset({Need.COUNTS_PADDING, Need.DIVIDES_ALL}),
         "avg_pool3d": frozenset({Need.DIVIDES_ALL}),
         "mean": frozenset({Need.PLAIN_DTYPE}),
     }

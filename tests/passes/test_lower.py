@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -466,7 +466,11 @@ def pool(n: int) -> dict[str, Arg]:
 AVERAGES: dict[str, tuple[tuple[int, ...], str, dict[str, Arg]]] = {
     "avg_pool1d": ((2, 4, 9), "avg_pool1d", pool(1)),
     "avg_pool2d": ((2, 8, 6, 7), "avg_pool2d", pool(2)),
-    "avg_pool2d inside": ((2, 8, 6, 7), "avg_pool2d", {**pool(2), "count_include_pad": False}),
+    "avg_pool2d unpadded": (
+        (2, 8, 6, 7),
+        "avg_pool2d",
+        {**pool(2), "padding": (0, 0), "count_include_pad": False},
+    ),
     "avg_pool2d ceil": ((2, 8, 6, 7), "avg_pool2d", {**pool(2), "ceil_mode": True}),
     "avg_pool3d": ((2, 3, 5, 5, 5), "avg_pool3d", pool(3)),
     "adaptive 1": ((2, 4, 9), "adaptive_avg_pool1d", {"output_size": (4,)}),
@@ -497,6 +501,43 @@ def test_averages_keep_the_qparams(case: str, target: Target) -> None:
     quanta = ((wanted[0] - got[0]) / 0.0413).abs()
     assert quanta.max() <= 1.001
     assert not (quanta[~between] > 0.5).any()
+
+
+def test_averages_that_leave_out_the_padding_stay_float() -> None:
+    """torch's qnnpack counts it all the same, and is asked wherever it is the global engine."""
+    p = Program(x=(2, 8, 6, 7))
+    attrs = {**pool(2), "count_include_pad": False}
+    made = p.op("avg_pool2d", "a", x=p.input("x", 0.0413, 11), **attrs)
+    _, evidence, wanted, got = both(p.graph(p.ints(made, 0.0413, 11)), NATIVE[2])
+    assert "counts the padding" in evidence.misses[0].why
+    # a quantum where an average lies between two integers
+    assert (wanted[0] - got[0]).abs().max() <= 0.0414
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """torch's global engine, which many of its kernels ask."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = request.param
+    yield request.param
+    torch.backends.quantized.engine = before
+
+
+@pytest.mark.parametrize("op", ["sigmoid", "tanh", "hardsigmoid", "hardswish", "leaky_relu", "elu"])
+def test_activations_whatever_the_global_engine(op: str, engine: str) -> None:
+    p = Program(x=(3, 5, 7))
+    made = p.op(op, "a", x=p.input("x", 0.0413, 60), **ALONE[op])
+    agrees(p.graph(p.ints(made, 0.0191, 50)), NATIVE[2], 0.0191, f"native.{op}")
+    if op in ("sigmoid", "hardsigmoid"):
+        made = (again := Program(x=(3, 5, 7))).op(op, "a", x=again.input("x", 0.0413, 60))
+        agrees(again.graph(again.ints(made, 1 / 256, 0, 255)), NATIVE[2], 1 / 256, f"native.{op}")
+
+
+@pytest.mark.parametrize(
+    "case", ["avg_pool1d", "avg_pool2d", "avg_pool2d ceil", "adaptive 2", "mean"]
+)
+def test_averages_whatever_the_global_engine(case: str, engine: str) -> None:
+    test_averages_keep_the_qparams(case, NATIVE[2])
 
 
 MOVERS: dict[str, Callable[[Program, NodeRef], NodeRef]] = {
