@@ -6,7 +6,8 @@ The caller's objects are copied from, never changed nor kept where they could ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -186,6 +187,33 @@ def backend_config(given: Any) -> Result[Backend | None, Fault]:
             ),
         )
     )
+
+
+def is_stock(backend: Backend) -> bool:
+    """Whether this is one of torch's own CPU backends with the rows it comes with.
+
+    Functions that fuse or find operands are made anew each time and are not compared.
+    """
+    from torch.ao.quantization import backend_config as stock
+    from torch.ao.quantization.backend_config import x86
+
+    # torch.ao's makers use this module without importing it
+    import_module("torch.ao.quantization.backend_config.utils")
+    makers: Mapping[str, Callable[[], Any]] = {
+        "native": stock.get_native_backend_config,
+        "fbgemm": stock.get_fbgemm_backend_config,
+        "x86": x86.get_x86_backend_config,
+        "qnnpack": stock.get_qnnpack_backend_config,
+        "onednn": stock.get_onednn_backend_config,
+    }
+    if backend.name not in makers:
+        return False
+    own = backend_config(makers[backend.name]()).value_or(None)
+    return own is not None and _plain(own) == _plain(backend)
+
+
+def _plain(backend: Backend) -> tuple[BackendRow, ...]:
+    return tuple(replace(row, fuse=None, root_node=None, extra_inputs=None) for row in backend.rows)
 
 
 def _object(given: Any, kind: type[Any], parts: tuple[str, ...]) -> Result[Any, Fault]:

@@ -20,7 +20,14 @@ import torch
 from torch import fx, nn
 
 from fqx.compat.assignment import qconfig_of, recipe_of, unmatched
-from fqx.compat.custom import PrepareConfig, convert_config, fuse_config, prepare_config
+from fqx.compat.custom import (
+    PrepareConfig,
+    backend_config,
+    convert_config,
+    fuse_config,
+    is_stock,
+    prepare_config,
+)
 from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.mapping import Entry
@@ -328,6 +335,17 @@ def _refuse_equalization(config: Any) -> None:
 def _backend(config: Any) -> None:
     """Nothing for torch's stock backends, whose kernels the target's tables list."""
     name = config.get("name", "") if isinstance(config, dict) else getattr(config, "name", "")
+    # a bare name stands for the backend of that name
+    bare = isinstance(config, dict) and "configs" not in config
+    found = None if bare else _read(backend_config(config))
+    if found is not None and name in ("native", *ENGINES) and not is_stock(found):
+        raise BadConfig(
+            Fault(
+                FaultKind.UNSUPPORTED_TARGET,
+                f"the backend {name!r} has other rows than torch's own of that name",
+                "leave out backend_config and what it leaves float in the mapping, by a None",
+            )
+        )
     if config is not None and name not in ("native", *ENGINES):
         raise BadConfig(
             Fault(

@@ -30,6 +30,7 @@ from fqx.compat.custom import (
     backend_config,
     convert_config,
     fuse_config,
+    is_stock,
     prepare_config,
 )
 
@@ -115,6 +116,15 @@ def test_every_row_of_a_backend_is_read(made: Callable[[], BackendConfig]) -> No
     assert linear.observation == "different"
     assert [types.is_dynamic for types in linear.types].count(True) >= 1
     assert backend_config(backend.to_dict()).unwrap() == found
+
+
+@pytest.mark.parametrize("made", [get_native_backend_config, get_qnnpack_backend_config])
+def test_a_backend_with_other_rows_is_not_the_stock_one(made: Callable[[], BackendConfig]) -> None:
+    stock = made()
+    fewer = BackendConfig(stock.name).set_backend_pattern_configs(stock.configs[1:])
+    renamed = made().set_name("own")
+    found = [backend_config(given).unwrap() for given in (stock, fewer, renamed)]
+    assert [held is not None and is_stock(held) for held in found] == [True, False, False]
 
 
 def test_bounds_of_a_backend_are_kept() -> None:

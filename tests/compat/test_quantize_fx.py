@@ -24,6 +24,7 @@ from torch.ao.quantization import (
     float_qparams_weight_only_qconfig,
     get_default_qconfig_mapping,
 )
+from torch.ao.quantization.backend_config import BackendConfig, get_native_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 
 import fqx.compat.quantize_fx as new
@@ -598,6 +599,15 @@ def test_a_dict_of_a_custom_config_is_read_like_the_object(given: Any, reason: s
     case = cases()["mlp"]
     with pytest.raises(new.BadConfig, match=reason):
         new.prepare_fx(case.model, minmax(), (case.batch,), given)
+
+
+def test_a_backend_of_other_rows_is_not_taken_for_the_stock_one() -> None:
+    case = cases()["mlp"]
+    stock = get_native_backend_config()
+    new.prepare_fx(case.model, minmax(), (case.batch,), backend_config=stock)
+    fewer = BackendConfig("native").set_backend_pattern_configs(stock.configs[1:])
+    with pytest.raises(new.BadConfig, match="other rows than torch's own"):
+        new.prepare_fx(case.model, minmax(), (case.batch,), backend_config=fewer)
 
 
 def test_an_entry_that_takes_nothing_is_told() -> None:
