@@ -22,9 +22,10 @@ from fqx.ir.names import NodeId, OpName, Path, Stage
 from fqx.ir.node import Node
 from fqx.ir.signature import Tree
 from fqx.ir.trail import Halt, Trail
-from fqx.ir.tree import build
+from fqx.ir.tree import build, leaf_arguments, leaf_results
 from fqx.ir.weight import Leaf, Role, Weight
 from fqx.kit.collector import uncollected
+from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, attempt, gather
 from fqx.num.lent import unchanged
 from fqx.num.tensors import tensor_of
@@ -369,12 +370,28 @@ class _Drawing:
     def _node(self, made: fx.Graph, node: Node, value: Callable[[object], Any]) -> fx.Node:
         name = re.sub(r"\W", "_", node.id)
         if node.op == "leaf":
+            call = str(node.attrs["call"])
+            if call:
+                inner = self._called(made, node, call, value)
+                return made.create_node("call_function", leaf_results, (inner, call), name=name)
             inner = made.call_module(str(node.attrs["path"]), tuple(value(node.args[0])))
             return made.create_node("call_function", as_tuple, (inner,), name=name)
-        call = self.calls[node.id]
-        args = tuple(value(arg) for arg in call.args)
-        kwargs = {key: value(item) for key, item in call.kwargs.items()}
-        return made.create_node("call_function", call.function, args, kwargs, name=name)
+        torch_call = self.calls[node.id]
+        args = tuple(value(arg) for arg in torch_call.args)
+        kwargs = {key: value(item) for key, item in torch_call.kwargs.items()}
+        return made.create_node("call_function", torch_call.function, args, kwargs, name=name)
+
+    def _called(
+        self, made: fx.Graph, node: Node, call: str, value: Callable[[object], Any]
+    ) -> fx.Node:
+        """A module kept whole with the containers, names and constants it was called with."""
+        tensors = tuple(value(node.args[0]))
+
+        def leaf(arg: Arg) -> Any:
+            return as_torch(arg["constant"]) if isinstance(arg, FrozenMap) else tensors[_index(arg)]
+
+        args, kwargs = (_built(made, tree, leaf) for tree in leaf_arguments(call))
+        return made.call_module(str(node.attrs["path"]), args, kwargs)
 
     def _output(self, made: fx.Graph, value: Callable[[object], Any]) -> Any:
         tree = self.program.signature.output
@@ -456,6 +473,11 @@ def _stack(node: Node) -> dict[str, tuple[str, str]]:
         for path, kind in node.origin.scope
         if path
     }
+
+
+def _index(arg: Arg) -> int:
+    assert isinstance(arg, int)
+    return arg
 
 
 def _built(made: fx.Graph, tree: Tree, leaf: Callable[[Arg], Any]) -> Any:

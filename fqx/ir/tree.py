@@ -30,7 +30,17 @@ from fqx.ir.signature import (
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success, fold, gather
 
-__all__ = ["build", "call_leaf", "fit_call", "flatten", "leaf_call", "leaf_names", "pairs"]
+__all__ = [
+    "build",
+    "call_leaf",
+    "fit_call",
+    "flatten",
+    "leaf_arguments",
+    "leaf_call",
+    "leaf_names",
+    "leaf_results",
+    "pairs",
+]
 
 _ORDERED = "collections:OrderedDict"
 
@@ -135,15 +145,28 @@ def call_leaf(module: Callable[..., object], call: str, xs: Sequence[object]) ->
     if not call:
         value = module(*xs)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    code = json.loads(call)
+    positional, named = leaf_arguments(call)
 
     def of_leaf(leaf: Arg) -> object:
         return leaf["constant"] if isinstance(leaf, FrozenMap) else xs[int(str(leaf))]
 
-    args = build(decode_tree(code["args"]), of_leaf)
-    kwargs = build(decode_tree(code["kwargs"]), of_leaf)
+    args, kwargs = build(positional, of_leaf), build(named, of_leaf)
     value = module(*(args if isinstance(args, tuple) else ()), **_as_dict(kwargs))
-    found = pairs(decode_tree(code["output"]), value)
+    return leaf_results(value, call)
+
+
+def leaf_arguments(call: str) -> tuple[Tree, Tree]:
+    """The trees of positional and named arguments in the `call` of a leaf that has one."""
+    code = json.loads(call)
+    return decode_tree(code["args"]), decode_tree(code["kwargs"])
+
+
+def leaf_results(value: object, call: str) -> tuple[object, ...]:
+    """The tensors of what a module kept whole returned, as the `call` of its leaf numbers them.
+
+    ValueError if the containers are not those of capture.
+    """
+    found = pairs(decode_tree(json.loads(call)["output"]), value)
     return fold(found, _in_order, lambda fault: _refuse(fault.reason))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fqx.edge.capture import How, capture
+from fqx.edge.materialize import materialize
 from fqx.ir.fault import FaultKind
 from fqx.ir.names import Path, Stage
 from fqx.judge.evaluate import evaluate
@@ -74,6 +75,9 @@ def test_a_leaf_is_called_as_it_was(how: How) -> None:
             wanted = model(x)
         got = evaluate(graph, (x,), {}).unwrap()
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+        with torch.no_grad():
+            made = materialize(graph).unwrap()(x)
+        torch.testing.assert_close(made, wanted, rtol=0, atol=0)
 
 
 def test_both_ways_agree_on_leaves() -> None:
