@@ -57,7 +57,32 @@ def matrix() -> str:
 
 def pages() -> Mapping[str, str]:
     """File name to text of every generated page."""
-    return MappingProxyType({"faults.md": faults(), "matrix.md": matrix()})
+    return MappingProxyType({"faults.md": faults(), "matrix.md": matrix(), "support.md": support()})
+
+
+def support() -> str:
+    """The page that holds torch.ao's FX flow against fqx, row by row."""
+    targets = _targets()[:-1]
+    head = "| torch.ao's patterns | units | " + " | ".join(f"`{t.label}`" for t in targets) + " |"
+    rule = "|---|---|" + "---|" * len(targets)
+    rows = [
+        f"| {what} | {', '.join(f'`{name}`' for name in names)} | "
+        + " | ".join(_units_cell(names, target) for target in targets)
+        + " |"
+        for what, names in _FX_OPS
+    ]
+    return "\n".join((*_SUPPORT_HEAD, head, rule, *rows, "", *_SUPPORT_REST, ""))
+
+
+def _units_cell(names: tuple[str, ...], target: Target) -> str:
+    """How many of the units the target has, and whether a recipe has to ask for them."""
+    known = {kind.name: kind for kind in target.units}
+    found = [known[name] for name in names if name in known]
+    if not found:
+        return "float"
+    asked = " when `lone`" if all(kind.asked for kind in found) else ""
+    part = "" if len(found) == len(names) else f" {len(found)} of {len(names)}"
+    return f"works{part}{asked}"
 
 
 def _targets() -> tuple[Target, ...]:
@@ -126,6 +151,93 @@ _MATRIX_LEGEND = (
     "in int8, in rows of 8 or 4 bits, or in half precision.",
     "An operator that is not listed is captured as a foreign call and stays float.",
     "",
+)
+
+
+_FX_OPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("conv1d/2d/3d, module or function", ("conv1d", "conv2d", "conv3d")),
+    ("conv + relu, conv + bn + relu", ("conv1d_relu", "conv2d_relu", "conv3d_relu")),
+    ("conv + add, conv + add + relu (two inputs)", ("conv2d_add", "conv2d_add_relu")),
+    ("conv_transpose1d/2d/3d", tuple(f"conv_transpose{n}d" for n in (1, 2, 3))),
+    ("linear, linear + bn1d", ("linear",)),
+    ("linear + relu", ("linear_relu",)),
+    ("linear + leaky_relu, linear + tanh", ("linear_leaky_relu", "linear_tanh")),
+    ("add, add + relu", ("add", "add_relu")),
+    ("mul, mul + relu", ("mul", "mul_relu")),
+    ("add and mul with a number", ("add_number", "mul_number")),
+    ("matmul, bmm, `@`", ("matmul", "bmm")),
+    ("cat, stack", ("cat", "stack")),
+    ("batch_norm alone, with relu", ("batch_norm", "batch_norm_relu")),
+    ("layer_norm", ("layer_norm",)),
+    ("group_norm, instance_norm", ("group_norm", "instance_norm")),
+    ("sigmoid, hardsigmoid, tanh (known ranges)", ("sigmoid", "hardsigmoid", "tanh")),
+    ("softmax (known range)", ("softmax",)),
+    ("elu, leaky_relu, hardswish, prelu", ("elu", "leaky_relu", "hardswish", "prelu")),
+    ("gelu, silu alone (float in torch.ao)", ("gelu", "silu")),
+    ("relu in every spelling, relu6, clamp, hardtanh", ("relu", "clamp")),
+    ("max pools", ("max_pool1d", "max_pool2d", "max_pool3d")),
+    ("average pools, mean", ("avg_pool2d", "adaptive_avg_pool2d", "mean")),
+    ("reshape, flatten, permute, squeeze, …", ("reshape", "flatten", "permute", "squeeze")),
+    ("chunk, split, getitem (float in torch.ao)", ("chunk", "split", "getitem")),
+    ("interpolate, pixel_shuffle, pad", ("interpolate", "pixel_shuffle", "pad")),
+    ("linear, dynamic", ("linear_dynamic", "linear_relu_dynamic")),
+    ("conv1d/2d/3d, dynamic", tuple(f"conv{n}d_dynamic" for n in (1, 2, 3))),
+    (
+        "embedding, embedding_bag, 8 and 4 bits",
+        ("embedding_weight_only", "embedding_bag_weight_only"),
+    ),
+    ("linear, weight only", ("linear_weight_only",)),
+    ("linear, float16 dynamic", ("linear_float16", "linear_relu_float16")),
+)
+"""torch.ao's rows by the units of fqx that run them."""
+
+_SUPPORT_HEAD = (
+    "# torch.ao's FX flow, row by row",
+    "",
+    NOTE,
+    "",
+    "What fqx's targets run of what torch's FX graph-mode quantization runs. *works*: an integer",
+    "kernel; *when `lone`*: taken for schemes with `lone=True`, because alone it does not pay;",
+    "*float*: stays float with a verdict that says so.",
+    "",
+)
+
+_SUPPORT_REST = (
+    "## Different on purpose",
+    "",
+    "| torch.ao | fqx | why |",
+    "|---|---|---|",
+    "| light operators are int8 wherever they are matched | only between int8 neighbours, "
+    "or `lone` | a quantize, a kernel and a dequantize cost more than the float operator "
+    "|",
+    "| `conv2d_add` on `native` | two kernels | torch's needs its global engine in every "
+    "call, which two threads cannot set; `onednn` has it |",
+    "| dynamic convolutions (`quantized.conv2d_dynamic`) | onednn's kernels with float "
+    "results | torch's write the result in the scale of the input, which saturates |",
+    "| transposed convolutions on onednn and x86 | float | wrong in torch 2.13 for groups "
+    "and unequal channels |",
+    "| dynamic linears of modules use 7 bits always | 8 bits where sums are exact | one "
+    "bit more of accuracy for nothing |",
+    "| quantized bags always sum and forget `padding_idx` | every mode, and padding | "
+    "they are wrong otherwise |",
+    "| reference float16 weights are not rounded | rounded | reference and kernel agree |",
+    "| weights of half precision beyond 65504 | clamped to it | infinity otherwise |",
+    "",
+    "## Not there yet",
+    "",
+    "| torch.ao | here | until then |",
+    "|---|---|---|",
+    "| dynamic LSTM, GRU and cells chosen by a recipe | kernels `native.lstm_dynamic` and "
+    "others are there and equal torch's bit for bit; no plan asks for them | "
+    "`decompose_recurrent` writes the layer out, then its linears run static or dynamic |",
+    "| float16 static, float16 LSTM and GRU | no rows | `float16()` for linears |",
+    "| 4-bit tables | values of 4 bits, one to a byte | half of the memory torch needs is "
+    "not saved |",
+    "| a dynamic scale for each token | per tensor only | static with smoothing keeps more |",
+    "| quantization-aware training | `prepare_qat_fx` raises | – |",
+    "",
+    "What the drop-in does differently, and which misuses it names: "
+    "[migration_fx.md](migration_fx.md).",
 )
 
 
