@@ -278,7 +278,10 @@ def test_a_transposed_convolution_keeps_the_relu_behind_it(name: str) -> None:
 
 @every_target
 def test_a_transposed_convolution_in_three_dimensions_is_right(name: str) -> None:
-    close(lambda: nn.ConvTranspose3d(4, 4, 3, stride=2), noise(2, 4, 4, 4, 4), name=name)
+    # fbgemm's kernel gives seven bits, in a range of least squared error: it equals its reference
+    # bit for bit, and the cut largest values are 4 % of the range further off
+    x = noise(2, 4, 4, 4, 4)
+    close(lambda: nn.ConvTranspose3d(4, 4, 3, stride=2), x, name=name, limit=0.05)
 
 
 @every_target
