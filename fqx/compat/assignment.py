@@ -12,7 +12,7 @@ import inspect
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,7 @@ from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.ir.node import Node
 from fqx.kit.result import Result, Success, attempt, gather
-from fqx.policy.recipe import Recipe, Rule
+from fqx.policy.recipe import Recipe, Rule, Scheme
 from fqx.policy.selectors import Selector, everything, node
 
 
@@ -169,11 +169,23 @@ def _recipe(whole: Any, chosen: Mapping[NodeId, Any]) -> Result[Recipe, Fault]:
     return scheme_of_qconfig(whole).bind(
         lambda scheme: gather(
             scheme_of_qconfig(known[key]).map(
-                lambda other, names=names: Rule(_any(names), other)  # type: ignore[misc]
+                lambda other, names=names: Rule(_any(names), _inward(other, scheme))  # type: ignore[misc]
             )
             for key, names in apart.items()
         ).map(lambda rules: Recipe((Rule(everything(), scheme, "QConfigMapping"), *rules)))
     )
+
+
+def _inward(scheme: Scheme | None, whole: Scheme | None) -> Scheme | None:
+    """The scheme with the whole model's activations where its own are a known range.
+
+    That is the range of the result, which the catalogue knows; torch.ao cuts the input to it too.
+    """
+    if scheme is None or scheme.activation is None or whole is None:
+        return scheme
+    if scheme.activation.observer.kind != "fixed" or whole.activation is None:
+        return scheme
+    return replace(scheme, activation=whole.activation)
 
 
 def _reuses_input(qconfig: Any) -> bool:

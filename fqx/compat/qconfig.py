@@ -78,7 +78,8 @@ def scheme_of_reading(reading: QConfigReading) -> Result[Scheme | None, Fault]:
         return Failure(_bad("integers are not multiplied by a float16 weight"))
     # dynamic float16 rounds the weight and leaves the activation as it is
     kept = None if halved else activation
-    return Success(Scheme(kept, _default_weight() if weight is None else weight))
+    # torch.ao quantizes light operators wherever it finds them
+    return Success(Scheme(kept, _default_weight() if weight is None else weight, lone=True))
 
 
 def _default_weight() -> QSpec:

@@ -105,16 +105,19 @@ def _observed(scene: Scene, seen: Observers) -> Result[Planned, Fault]:
     """
     planned = plan_scene(scene)
     vetoes: dict[NodeId, Veto] = {}
+    lacking: list[NodeId] = []
     for seat in planned.arrangement.seats.values():
         missing = _missing(planned.arrangement, seat, seen)
         if missing is None:
             continue
         lights = [name for name in seat.unit.nodes if _is_light(scene.graph, seat, name)]
-        if not lights:
-            return Failure(_unobserved(scene, missing))
-        vetoes[lights[0]] = Veto(Reason.NOT_OBSERVED, f"{missing} was not observed")
+        if lights:
+            vetoes[lights[0]] = Veto(Reason.NOT_OBSERVED, f"{missing} was not observed")
+        else:
+            lacking.append(missing)
     if not vetoes:
-        return Success(planned)
+        return Failure(_unobserved(scene, lacking[0])) if lacking else Success(planned)
+    # without the light ones, the others may need statistics of other values
     return _observed(replace(scene, vetoes={**scene.vetoes, **vetoes}), seen)
 
 

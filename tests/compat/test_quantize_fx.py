@@ -289,8 +289,11 @@ def test_none_in_the_mapping_leaves_a_module_float() -> None:
     # torch.ao quantizes what enters the activation behind the float linear too, fqx what leaves it
     assert distance(ours(case.batch), theirs(case.batch)) <= 0.02
     assert ours.get_parameter("2.weight").dtype is torch.float32
-    classes = by_fqx(case, minmax().set_object_type(nn.Linear, None))
-    assert torch.equal(classes(case.batch), case.model(case.batch))
+    classes = minmax().set_object_type(nn.Linear, None)
+    ours, theirs = by_fqx(case, classes), by_torch(case, classes)
+    # the activations between the float linears are quantized all the same, as torch.ao does
+    assert distance(ours(case.batch), theirs(case.batch)) <= 0.02
+    assert all(value.dtype is torch.float32 for value in ours.parameters())
 
 
 class Bag(nn.Module):
