@@ -278,10 +278,17 @@ def test_a_transposed_convolution_keeps_the_relu_behind_it(name: str) -> None:
 
 @every_target
 def test_a_transposed_convolution_in_three_dimensions_is_right(name: str) -> None:
-    # fbgemm's kernel gives seven bits, in a range of least squared error: it equals its reference
-    # bit for bit, and the cut largest values are 4 % of the range further off
     x = noise(2, 4, 4, 4, 4)
-    close(lambda: nn.ConvTranspose3d(4, 4, 3, stride=2), x, name=name, limit=0.05)
+    model = seeded(lambda: nn.ConvTranspose3d(4, 4, 3, stride=2), x)
+    done = fqx.quantize(model, (x,), [x], target=name).unwrap()
+    folded = next(step.graph for step in done.trail.steps if step.name == "fold")
+    reference = fqx.materialize(folded).unwrap()(x)
+    found = done.materialize().unwrap()(x)
+    # the kernel is its reference within one quantum, which is at most the range over 127 steps
+    assert float((found - reference).abs().max()) <= float(model(x).abs().max()) * 2 / 127
+    # in the mean: where the result is quantized too, a searched range cuts single largest values
+    narrow = 2 if target(name).activation.qmax < 255 else 1
+    assert float((found - model(x)).norm() / model(x).norm()) < 0.03 * narrow
 
 
 @every_target

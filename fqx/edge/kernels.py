@@ -919,28 +919,21 @@ def _native_softmax(attrs: Attrs) -> Run:
     return _native_bounded(lambda x: call(x, dim, *out), attrs)
 
 
-def _native_layer_norm(attrs: Attrs) -> Run:
-    hush()
-    call, shape, eps = _QUANTIZED.layer_norm.default, list(attrs["shape"]), attrs["eps"]
-    out = (attrs["scale"], attrs["zero_point"])
+def _native_norm(name: str, extent: str) -> Bind:
+    """A norm over what the attribute `extent` says: the normalized shape, or a number of groups."""
 
-    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        result: Tensor = call(x, shape, weight, bias, eps, *out)
-        return result
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        call, over, eps = getattr(_QUANTIZED, name).default, attrs[extent], attrs["eps"]
+        out = (attrs["scale"], attrs["zero_point"])
 
-    return _native_bounded(run, attrs)
+        def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            result: Tensor = call(x, over, weight, bias, eps, *out)
+            return result
 
+        return _native_bounded(run, attrs)
 
-def _native_group_norm(attrs: Attrs) -> Run:
-    hush()
-    call, groups, eps = _QUANTIZED.group_norm.default, attrs["groups"], attrs["eps"]
-    out = (attrs["scale"], attrs["zero_point"])
-
-    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        result: Tensor = call(x, groups, weight, bias, eps, *out)
-        return result
-
-    return _native_bounded(run, attrs)
+    return bound
 
 
 def _native_instance_norm(attrs: Attrs) -> Run:
@@ -1121,8 +1114,8 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         **{OpName(f"native.{op}"): _native_pair("matmul") for op in ("matmul", "mm", "bmm")},
         OpName("native.prelu"): _native_prelu,
         OpName("native.softmax"): _native_softmax,
-        OpName("native.layer_norm"): _native_layer_norm,
-        OpName("native.group_norm"): _native_group_norm,
+        OpName("native.layer_norm"): _native_norm("layer_norm", "shape"),
+        OpName("native.group_norm"): _native_norm("group_norm", "groups"),
         OpName("native.instance_norm"): _native_instance_norm,
         OpName("native.batch_norm"): _native_batch_norm,
         **{

@@ -192,16 +192,18 @@ class _Shop:
 
     def _mode(self, node: Node) -> Mode:
         """What of the node's operands is quantized, and when."""
-        x, weight = (self._maker(arg) for arg in (*node.args[:2], None, None)[:2])
-        stored = weight is not None and any(isinstance(arg, WeightRef) for arg in weight.args[:1])
-        if weight is not None and stored and weight.op == "to":
+        x = self._maker(node, 0)
+        weight = self._maker(node, 1)
+        reader = weight.op if weight is not None and _reads_stored(weight) else ""
+        if reader == "to":
             return Mode.FLOAT16
         if x is not None and x.op == "dequantize":
             return Mode.STATIC if isinstance(x.args[1], float) else Mode.DYNAMIC
-        table = weight is not None and stored and weight.op == "dequantize"
-        return Mode.WEIGHT_ONLY if table else Mode.STATIC
+        return Mode.WEIGHT_ONLY if reader == "dequantize" else Mode.STATIC
 
-    def _maker(self, arg: Arg) -> Node | None:
+    def _maker(self, node: Node, at: int) -> Node | None:
+        """The node that makes an operand."""
+        arg = node.args[at] if at < len(node.args) else None
         return self.source[arg.id] if isinstance(arg, NodeRef) else None
 
     def _kinds(self, op: OpName) -> tuple[UnitKind, ...]:
@@ -723,6 +725,11 @@ def _integer_inputs(graph: Graph) -> dict[NodeId, Border]:
     inputs = graph.signature.inputs
     listed = (border for border in graph.signature.borders if border.side == "input")
     return {name: border for border in listed if (name := inputs[border.index].node) is not None}
+
+
+def _reads_stored(node: Node) -> bool:
+    """Whether the node's first operand is a weight."""
+    return bool(node.args) and isinstance(node.args[0], WeightRef)
 
 
 def _quantizer(node: Node) -> _Integers | None:
