@@ -188,6 +188,17 @@ _FX_OPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("linear, weight only", ("linear_weight_only",)),
     ("linear, float16 dynamic", ("linear_float16", "linear_relu_float16")),
+    (
+        "linear, float16 static",
+        ("linear_float16_static", "linear_relu_float16_static"),
+    ),
+    (
+        "add, mul, matmul, fixed ranges, averages, float16 static (reference form in both)",
+        tuple(
+            f"{name}_float16_static"
+            for name in ("add", "mul", "matmul", "sigmoid", "tanh", "softmax", "clamp", "mean")
+        ),
+    ),
 )
 """torch.ao's rows by the units of fqx that run them."""
 
@@ -221,6 +232,8 @@ _SUPPORT_REST = (
     "| quantized bags always sum and forget `padding_idx` | every mode, and padding | "
     "they are wrong otherwise |",
     "| reference float16 weights are not rounded | rounded | reference and kernel agree |",
+    "| float16 static rounds what shape operators and max pools read and give | only what "
+    "computes | a value that only moves is as round as it was |",
     "| weights of half precision beyond 65504 | clamped to it | infinity otherwise |",
     "",
     "## Not there yet",
@@ -230,7 +243,7 @@ _SUPPORT_REST = (
     "| dynamic LSTM, GRU and cells chosen by a recipe | kernels `native.lstm_dynamic` and "
     "others are there and equal torch's bit for bit; no plan asks for them | "
     "`decompose_recurrent` writes the layer out, then its linears run static or dynamic |",
-    "| float16 static, float16 LSTM and GRU | no rows | `float16()` for linears |",
+    "| float16 LSTM and GRU | no rows | `float16()` for linears |",
     "| 4-bit tables | values of 4 bits, one to a byte | half of the memory torch needs is "
     "not saved |",
     "| a dynamic scale for each token | per tensor only | static with smoothing keeps more |",

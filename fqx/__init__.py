@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         Scheme,
         custom_module,
         float16,
+        float16_static,
         float_,
         int8_dynamic,
         int8_static,
@@ -110,6 +111,7 @@ __all__ = [
     "explain",
     "expose",
     "float16",
+    "float16_static",
     "float_",
     "fold",
     "fuse",
@@ -191,8 +193,8 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.smooth": "equalize_inputs smooth",
             "policy.plan": "Plan make_plan",
             "policy.recipe": (
-                "Recipe Rule Scheme custom_module float16 float_ int8_dynamic int8_static"
-                " leave_float use weight_only within"
+                "Recipe Rule Scheme custom_module float16 float16_static float_ int8_dynamic"
+                " int8_static leave_float use weight_only within"
             ),
             "policy.selectors": "Selector module_type node op path predicate regex scope",
             "policy.target": "Target",

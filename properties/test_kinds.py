@@ -38,6 +38,7 @@ SCHEMES: tuple[Scheme | None, ...] = (
     Scheme(None, uint8_rows()),
     Scheme(None, uint8_rows(4)),
     Scheme(None, half()),
+    Scheme(half("static"), half()),
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import fqx
 from fqx.api import Quantized
+from fqx.ir.fault import FaultKind
 from fqx.ir.names import NodeId
 from fqx.num.scheme import int8_channel, uint8_dynamic
 from fqx.policy.recipe import Recipe, Scheme
@@ -85,8 +88,9 @@ def reasons(done: Quantized) -> dict[NodeId, Reason]:
         (fqx.weight_only(), 35.0),
         (fqx.weight_only(4), 18.0),
         (fqx.float16(), 60.0),
+        (fqx.float16_static(), 55.0),
     ],
-    ids=["dynamic", "weights", "four bits", "half"],
+    ids=["dynamic", "weights", "four bits", "half", "halves"],
 )
 def test_a_kind_needs_no_data_and_stays_near_float(
     target: str, recipe: Recipe, least: float
@@ -213,6 +217,70 @@ def test_weights_beyond_half_precision_are_clamped() -> None:
     done = fqx.quantize(model, (torch.zeros(1, 4),), recipe=fqx.float16(), target="onednn")
     out = run(done.unwrap(), torch.zeros(1, 4))
     assert bool(torch.isfinite(out).all())
+
+
+class Halves(nn.Module):
+    """Whatever has a float16 row in torch.ao's legacy backend config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        z = torch.sigmoid((y + self.second(y)) * y * 0.3 + 1.0)
+        z = torch.tanh(z.reshape(-1, 2, 4).mean(1))
+        z = torch.clamp(nn.functional.avg_pool1d(z, 2), 0.1, 0.7)
+        return torch.matmul(z, torch.transpose(z, 0, 1))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_halves_are_torchs_bit_for_bit(target: str) -> None:
+    """Against torch.ao's reference model, whose weights are rounded before: it does not itself."""
+    from torch.ao.quantization import QConfigMapping, float16_static_qconfig
+    from torch.ao.quantization.backend_config import native as backends
+    from torch.ao.quantization.quantize_fx import convert_to_reference_fx, prepare_fx
+
+    model, x = made(Halves()), torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    backend = backends.get_test_only_legacy_native_backend_config()
+    mapping = QConfigMapping().set_global(float16_static_qconfig)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_fx(copy.deepcopy(model), mapping, (x,), backend_config=backend)
+        theirs = convert_to_reference_fx(prepared, backend_config=backend)
+    done = fqx.quantize(model, (x,), recipe=fqx.float16_static(), target=target).unwrap()
+    ops = [node.op for node in done.graph]
+    assert ops.count("native.linear_float16") == (0 if target == "reference" else 2)  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert torch.equal(run(done, x), theirs(x))
+    found = reasons(done)
+    assert found[NodeId("first")] is found[NodeId(":relu")] is Reason.HALVES
+    assert Reason.KERNEL not in found.values()
+
+
+def test_halves_and_integers_meet_in_one_model() -> None:
+    model, x = made(Text()), tokens()
+    halves = fqx.float16_static().rules[0].scheme
+    assert halves is not None
+    for path in ("up", "down"):
+        recipe = fqx.int8_static() | fqx.use(fqx.path(path), halves)
+        done = fqx.quantize(model, (x,), [(x,)], recipe=recipe, target="native").unwrap()
+        found = reasons(done)
+        assert found[NodeId(path)] is Reason.HALVES
+        assert {Reason.KERNEL, Reason.SMOOTHED} & set(found.values())
+        with torch.no_grad():
+            assert decibels(model(x), run(done, x)) > 30.0
+
+
+def test_halves_stand_beside_no_integers() -> None:
+    from fqx.num.scheme import half
+
+    recipe = fqx.int8_static() | fqx.use(fqx.op("linear"), Scheme(half("static"), int8_channel()))
+    done = fqx.quantize(made(Text()), (tokens(),), recipe=recipe, target="onednn")
+    assert done.failure().fault.kind is FaultKind.BAD_RECIPE
 
 
 def test_lone_light_operators_run_on_integers_when_asked() -> None:

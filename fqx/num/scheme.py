@@ -110,9 +110,9 @@ def uint8_rows(bits: int = 8) -> QSpec:
     return QSpec(DType.UINT8, 0, 2**bits - 1, False, 0, observer, "weight", float_zero=True)
 
 
-def half() -> QSpec:
-    """Weights rounded to float16."""
-    return QSpec(DType.FLOAT16, 0, 0, True, None, ObserverSpec(), "weight")
+def half(when: When = "weight") -> QSpec:
+    """Weights rounded to float16, or with `static` activations; nothing is observed."""
+    return QSpec(DType.FLOAT16, 0, 0, True, None, ObserverSpec(), when)
 
 
 def histogram(search: Search = "mse", axis: int | None = None, bins: int = BINS) -> ObserverSpec:

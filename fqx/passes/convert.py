@@ -131,7 +131,7 @@ def _missing(made: Arrangement, seat: Seat, seen: Observers) -> NodeId | None:
     gives = made.given.get(seat.unit.last)
     if gives is not None:
         read.append(gives)
-    measured = [params for params in read if params.fixed is None]
+    measured = [params for params in read if params.is_measured]
     return next(
         (
             source
@@ -198,7 +198,7 @@ def input_sqnr(seen: Observers, value: NodeId, params: Params) -> float | None:
 def _settled(scene: Scene, seen: Observers, planned: Planned) -> Result[_Decided, Fault]:
     made = planned.arrangement
     listed = tuple(dict.fromkeys((*made.given.values(), *made.wanted.values())))
-    measured = [params for params in listed if params.fixed is None]
+    measured = [params for params in listed if params.is_measured]
     return (
         gather(_measured(params, seen) for params in measured)
         .bind(lambda asked: gather(map(_located, measured, qparams_of_all(asked))))
@@ -504,7 +504,16 @@ class _Writer:
             made_of = self.parts.setdefault(node.id, {})
             made_of[params] = self._pair(node, value, params, role, kind.dtype)
 
+    def _halved(self, node: Node, value: NodeId, role: str, dtype: DType) -> NodeId:
+        """The value rounded to half precision, in its own dtype."""
+        for to, name in ((DType.FLOAT16, role), (dtype, "dequantize")):
+            made = self._fresh(node.id, name)
+            value = self._put(make_node("to", made, _origin(node), x=NodeRef(value), dtype=to))
+        return value
+
     def _pair(self, node: Node, value: NodeId, params: Params, role: str, dtype: DType) -> NodeId:
+        if params.is_half:
+            return self._halved(node, value, role, dtype)
         qparams = self.decided.qparams[params]
         scale, zero = float(qparams.scale), int(qparams.zero_point)
         integers = self._put(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from fqx.ir.arg import Arg, ArgPath, NodeRef, WeightRef
+from fqx.ir.arg import Arg, ArgPath, DType, NodeRef, WeightRef
 from fqx.ir.graph import Graph, users
 from fqx.ir.names import NodeId, OpName, Path
 from fqx.ir.node import Node
@@ -48,6 +48,16 @@ class Params:
     spec: QSpec
     sources: tuple[NodeId, ...]
     fixed: tuple[float, int] | None = None
+
+    @property
+    def is_half(self) -> bool:
+        """Whether values are rounded to half precision: there is no scale."""
+        return self.spec.dtype is DType.FLOAT16
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether scale and zero point come from statistics."""
+        return self.fixed is None and not self.is_half
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +298,8 @@ class _Hall:
         for unit in reversed(units):
             if unit.last in read:
                 feeds.add(unit.anchor)
+            if unit.kind.mode is not Mode.STATIC:
+                continue
             for edge in self.edges[unit.anchor]:
                 # the addend of an absorbed addition is a light operand of its unit
                 light = not is_heavy(unit.kind) or edge.user != unit.anchor
@@ -299,8 +311,9 @@ class _Hall:
     def seats(self) -> tuple[Seat, ...]:
         """The units that are left, in program order."""
         order = sorted(self.found, key=lambda name: self.position[name])
+        static = (name for name in order if self.found[name].kind.mode is Mode.STATIC)
         read = {
-            edge.value for name in order for edge in self.edges[name] if not self._crosses(edge)
+            edge.value for name in static for edge in self.edges[name] if not self._crosses(edge)
         }
         return tuple(self._seat(self.found[name], read) for name in order)
 
@@ -346,6 +359,8 @@ def _fits(scheme: Scheme, kind: UnitKind, target: Target) -> bool:
     if scheme.mode in (Mode.WEIGHT_ONLY, Mode.FLOAT16):
         # the axis of the scales decides between tables of rows and channels
         return scheme.weight.float_zero is (kind.anchor in TABLES)
+    if scheme.mode is Mode.FLOAT16_STATIC:
+        return True
     if narrowed(scheme.static, target.activation) is None:
         return False
     return kind.weight is None or narrowed(scheme.weight, target.weight) is not None
@@ -413,7 +428,8 @@ class _Sharing:
 
 def _share(scene: Scene, seats: Iterable[Seat]) -> _Sharing:
     """Params of every value integer kernels make or read."""
-    listed = tuple(seats)
+    seated = tuple(seats)
+    listed = tuple(seat for seat in seated if seat.unit.kind.mode is not Mode.FLOAT16_STATIC)
     position = {name: index for index, name in enumerate(scene.graph.order)}
     sets = _Sets()
     for seat in listed:
@@ -425,7 +441,22 @@ def _share(scene: Scene, seats: Iterable[Seat]) -> _Sharing:
     for name in sorted(desk.sources, key=lambda name: position[name]):
         groups.setdefault(sets.top(name), []).append(name)
     params = {top: desk.settle(members) for top, members in groups.items()}
-    return desk.written(params, sets)
+    return _with_halves(desk.written(params, sets), seated)
+
+
+def _with_halves(sharing: _Sharing, seats: Iterable[Seat]) -> _Sharing:
+    """The params of values rounded to half precision beside those of integers."""
+    halves = [seat for seat in seats if seat.unit.kind.mode is Mode.FLOAT16_STATIC]
+    given = {
+        seat.unit.last: Params(seat.unit.last, seat.scheme.static, (seat.unit.last,))
+        for seat in halves
+    }
+    wanted = {
+        (edge.user, edge.at): Params(edge.value, seat.scheme.static, (edge.value,))
+        for seat in halves
+        for edge in seat.edges
+    }
+    return _Sharing({**sharing.given, **given}, {**sharing.wanted, **wanted}, sharing.observed)
 
 
 class _Desk:

@@ -183,7 +183,8 @@ def _annotate(scene: Scene, made: Arrangement, node: Node) -> Annotation:
     inputs = FrozenMap(_inputs(made, seat, node))
     output = _output(made, node)
     if node.id != anchor:
-        return Annotation(Reason.ABSORBED, f"it runs inside {anchor}", inputs, output, unit)
+        inside = _FLOAT_REASONS.get(seat.unit.kind.mode, Reason.ABSORBED)
+        return Annotation(inside, f"it runs inside {anchor}", inputs, output, unit)
     if seat.unit.kind.shares:
         return Annotation(Reason.MOVES_INTEGERS, "", inputs, output, unit)
     reason = _MODE_REASONS.get(seat.unit.kind.mode)
@@ -198,12 +199,16 @@ def _annotate(scene: Scene, made: Arrangement, node: Node) -> Annotation:
     return Annotation(Reason.KERNEL, text, inputs, output, unit)
 
 
-_MODE_REASONS: Mapping[Mode, Reason] = MappingProxyType(
+_FLOAT_REASONS: Mapping[Mode, Reason] = MappingProxyType(
     {
-        Mode.DYNAMIC: Reason.DYNAMIC,
         Mode.WEIGHT_ONLY: Reason.WEIGHT_ONLY,
         Mode.FLOAT16: Reason.HALF,
+        Mode.FLOAT16_STATIC: Reason.HALVES,
     }
+)
+"""The reasons of modes that compute in float."""
+_MODE_REASONS: Mapping[Mode, Reason] = MappingProxyType(
+    {**_FLOAT_REASONS, Mode.DYNAMIC: Reason.DYNAMIC}
 )
 
 

@@ -51,6 +51,7 @@ __all__ = [
     "custom_module",
     "float_",
     "float16",
+    "float16_static",
     "int8_dynamic",
     "int8_static",
     "leave_float",
@@ -102,6 +103,8 @@ class Scheme:
         """What becomes integers, and when its scales are known."""
         if self.activation is None:
             return Mode.FLOAT16 if self.weight.dtype is DType.FLOAT16 else Mode.WEIGHT_ONLY
+        if self.activation.dtype is DType.FLOAT16:
+            return Mode.FLOAT16_STATIC
         return Mode.DYNAMIC if self.activation.when == "dynamic" else Mode.STATIC
 
     @property
@@ -214,6 +217,15 @@ def weight_only(bits: int = 8) -> Recipe:
 def float16() -> Recipe:
     """Weights of linears in half precision, everything computed in float32."""
     return Recipe((Rule(op("linear"), Scheme(None, half()), "float16"),))
+
+
+def float16_static() -> Recipe:
+    """Operands, weights and results rounded to half precision, everything computed in float32.
+
+    Takes linears, products, sums, averages, clamps and activations of fixed range; what only moves
+    or compares values rounds nothing. No calibration is needed.
+    """
+    return Recipe((Rule(everything(), Scheme(half("static"), half()), "float16_static"),))
 
 
 def float_() -> Recipe:
@@ -339,6 +351,14 @@ def _check(rule: Rule) -> Fault | None:
             FaultKind.BAD_RECIPE,
             f"the rule `{rule}` asks for activations that are not static or dynamic per tensor",
             "use fqx.num.scheme.uint8_affine or uint8_dynamic",
+        )
+    halved = activation is not None and activation.dtype is DType.FLOAT16
+    if halved and (rule.scheme.mode is not Mode.FLOAT16_STATIC or weight.dtype != DType.FLOAT16):
+        return Fault(
+            FaultKind.BAD_RECIPE,
+            f"the rule `{rule}` asks for activations of half precision beside other weights, or"
+            " scaled in each call",
+            "use fqx.float16_static(), or fqx.float16() for the weights alone",
         )
     if weight.when != "weight":
         return Fault(

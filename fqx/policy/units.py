@@ -29,13 +29,15 @@ class Mode(Enum):
 
     `static` and `dynamic` quantize the input and the weight, with scales from calibration or from
     each call's own range; `weight only` and `float16` (weights of half precision) leave the input
-    float. All but `static` give float results.
+    float. `float16 static` rounds operands, weights and results to half precision and computes in
+    float32. All but the two static ones give float results.
     """
 
     STATIC = "static"
     DYNAMIC = "dynamic"
     WEIGHT_ONLY = "weight only"
     FLOAT16 = "float16"
+    FLOAT16_STATIC = "float16 static"
 
 
 class Need(Enum):

@@ -20,6 +20,7 @@ class Verdict(Enum):
 
     INT8 = "int8"
     WEIGHT = "weight"
+    HALF = "half"
     FLOAT = "float"
     OUTSIDE = "outside"
 
@@ -36,6 +37,7 @@ class Reason(Enum):
     # weight
     WEIGHT_ONLY = "its weight is held in integers and read as float"
     HALF = "its weight is held in half precision and read as float"
+    HALVES = "its operands and its result are rounded to half precision, and it computes in float32"
     # float
     BY_RECIPE = "the recipe leaves it float"
     NOT_PLANNED = "no rule planned it when observers were put"
@@ -63,6 +65,7 @@ VERDICTS: Mapping[Reason, Verdict] = MappingProxyType(
         Reason.DYNAMIC: Verdict.INT8,
         Reason.WEIGHT_ONLY: Verdict.WEIGHT,
         Reason.HALF: Verdict.WEIGHT,
+        Reason.HALVES: Verdict.HALF,
         Reason.NO_ARITHMETIC: Verdict.OUTSIDE,
         Reason.INTEGERS: Verdict.OUTSIDE,
     }

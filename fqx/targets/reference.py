@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Target
-from fqx.policy.units import Form, Need, UnitKind
+from fqx.policy.units import Form, Mode, Need, UnitKind
 from fqx.targets import native as _native
 from fqx.targets import onednn as _onednn
 from fqx.targets.shapes import shape_kinds
@@ -57,7 +57,9 @@ def _without_kernel(kind: UnitKind) -> UnitKind:
 
 
 _HELD = frozenset(
-    (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs) for kind in _onednn.UNITS
+    (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs)
+    for kind in _onednn.UNITS
+    if kind.mode is Mode.STATIC
 )
 
 UNITS: tuple[UnitKind, ...] = (

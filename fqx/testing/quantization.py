@@ -110,10 +110,11 @@ def _adds_quantizers_only(road: Road) -> str | None:
 
 def _plain(graph: Graph) -> list[tuple[str, ...]]:
     """The program with quantizers, observers and the names of weights left out."""
+    rounding = {name for pair in _halves(graph) for name in pair}
     through = {
         node.id: node.args[0]
         for node in graph
-        if node.op in ("quantize", "dequantize") or _is_half(graph, node)
+        if node.op in ("quantize", "dequantize") or _is_half(graph, node) or node.id in rounding
     }
 
     def seen(ref: NodeRef | WeightRef) -> Arg:
@@ -142,6 +143,32 @@ def _is_half(graph: Graph, node: Node) -> bool:
             return held is not None and held.dtype is DType.FLOAT16
         case _:
             return False
+
+
+def _halves(graph: Graph) -> Iterator[tuple[NodeId, NodeId]]:
+    """Pairs of nodes that convert put to round a value to half precision and read it again."""
+    for node in graph:
+        source = node.args[0] if node.op == "to" else None
+        below = graph[source.id] if isinstance(source, NodeRef) else None
+        rounds = below is not None and below.op == "to" and below.attrs["dtype"] is DType.FLOAT16
+        if rounds and below is not None and node.origin.parents == below.origin.parents != ():
+            yield below.id, node.id
+
+
+def _halves_are_half(road: Road) -> str | None:
+    step = road.step("convert")
+    graph, plan = step.graph, step.evidence
+    if not isinstance(plan, Plan):
+        return None
+    found = values(graph, road.inputs, {}).unwrap()
+    for name in plan.order:
+        note = plan[name]
+        read = [ref for _, ref in refs_in(graph[name].args)] if note.reason is Reason.HALVES else []
+        for ref in read:
+            value = found[ref.id] if isinstance(ref, NodeRef) else None
+            if isinstance(value, Tensor) and not torch.equal(value.half().to(value.dtype), value):
+                return f"{name} reads a value that half precision does not hold"
+    return None
 
 
 def _fakes_quantization(road: Road) -> str | None:
@@ -471,6 +498,7 @@ ROAD_LAWS: tuple[Law[Road], ...] = (
         "a converted value is torch's fake quantization of the float one, bit for bit",
         _fakes_quantization,
     ),
+    Law("halves_are_half", "what half precision reads is held by it", _halves_are_half),
     Law("weights_are_near", "a quantized weight is within half a step", _weights_are_near),
     Law(
         "movers_keep_qparams",
