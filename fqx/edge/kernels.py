@@ -9,16 +9,25 @@ modules. Values are plain integers (`onednn`, `plain`) or torch's quantized tens
 from __future__ import annotations
 
 import struct
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fqx.edge.packing import (
+    PLAIN_TEMPLATE,
+    Packs,
+    hush,
+    quantized_template,
+    quantized_weight,
+    scales_of,
+    stale,
+    using_engine,
+    version_of,
+    viewed,
+)
 from fqx.ir.arg import Arg
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
@@ -38,9 +47,6 @@ _OUTPUTS = MappingProxyType({"uint8": torch.uint8, "int8": torch.int8, "float32"
 _LARGEST = 3.4028234663852886e38
 _MAGIC = 12582912.0
 """1.5 · 2^23: added to a float32 of small magnitude it leaves the integer in the low bits."""
-
-_ENGINE_LOCK = threading.Lock()
-"""torch's quantized engine is one global; packing changes it and puts it back."""
 
 
 def bind(op: OpName, attrs: FrozenMap[Arg]) -> Run:
@@ -171,50 +177,6 @@ def _bounded(run: Run, attrs: Attrs) -> Run:
     return lambda *operands: run(*operands).clamp_(qmin, qmax)
 
 
-def _scales(scale: Tensor | float) -> Tensor:
-    if isinstance(scale, Tensor):
-        return scale.detach().reshape(-1)
-    return torch.tensor([scale], dtype=torch.float32)
-
-
-class _Packs:
-    """One packed weight, made when first needed and kept while its source stays the same.
-
-    The whole state is one tuple that is replaced at once, so threads see the old or the new one;
-    two that pack at the same time make the same pack.
-    """
-
-    __slots__ = ("make", "state")
-
-    def __init__(self, make: Callable[..., tuple[Any, ...]]) -> None:
-        self.make = make
-        self.state: tuple[Any, ...] = (None, None, None, None, None)
-
-    def renew(self, weight: Tensor, *rest: Any, **hints: Tensor) -> tuple[Any, ...]:
-        """Pack again; returns the new state: weight, version, scale, bias, then what was made.
-
-        `hints` help to choose a layout and are not kept: a pack is right for every input.
-        """
-        with torch.no_grad():
-            made = self.make(weight, *rest, **hints)
-        state = (weight, _version(weight), *rest, *made)
-        self.state = state
-        return state
-
-
-def _version(weight: Tensor) -> int | None:
-    """How often the tensor was written to; tensors of inference mode do not count."""
-    return None if weight.is_inference() else weight._version
-
-
-def _stale(state: tuple[Any, ...], weight: Tensor, scale: Any) -> bool:
-    return (
-        state[0] is not weight
-        or state[2] is not scale
-        or (state[1] is not None and state[1] != weight._version)
-    )
-
-
 def _conv(dims: int) -> Bind:
     call = {
         1: _ONEDNN.qconv1d_pointwise.default,
@@ -227,11 +189,11 @@ def _conv(dims: int) -> Bind:
         x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
         out = (*place, groups, attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]])
         tail = (*out, *_post(attrs))
-        packs = _Packs(_conv_pack(attrs))
+        packs = Packs(_conv_pack(attrs))
 
         def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
             state = packs.state
-            if _stale(state, weight, scale):
+            if stale(state, weight, scale):
                 state = packs.renew(weight, scale, like=x)
             _, _, _, packed, scales, zeros = state
             result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, bias, *tail)
@@ -248,7 +210,7 @@ def _conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
     def make(weight: Tensor, scale: Any, like: Tensor) -> tuple[Any, ...]:
         # without the input's shape oneDNN guesses one, and a layout that turns out wrong is
         # rearranged again in every call: 11 ms beside a kernel of 0.2 ms (256 to 1024 channels)
-        scales = _scales(scale)
+        scales = scales_of(scale)
         packed = _ONEDNN.qconv_prepack(
             weight.detach().contiguous(),
             scales,
@@ -281,12 +243,12 @@ def _conv2d_add(attrs: Attrs) -> Run:
         [],
         "",
     )
-    packs, layout, keeps = _Packs(_conv_pack(attrs)), torch.channels_last, attrs["keeps_other"]
+    packs, layout, keeps = Packs(_conv_pack(attrs)), torch.channels_last, attrs["keeps_other"]
     call = _ONEDNN.qconv2d_pointwise.binary
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
         state = packs.state
-        if _stale(state, weight, scale):
+        if stale(state, weight, scale):
             state = packs.renew(weight, scale, like=x)
         _, _, _, packed, scales, zeros = state
         if keeps:
@@ -300,7 +262,7 @@ def _conv2d_add(attrs: Attrs) -> Run:
 
 
 def _linear_pack(weight: Tensor, scale: Any) -> tuple[Any, ...]:
-    scales = _scales(scale)
+    scales = scales_of(scale)
     packed = _ONEDNN.qlinear_prepack(weight.detach().contiguous(), None)
     return packed, scales, torch.zeros(scales.numel(), dtype=torch.int64)
 
@@ -308,11 +270,11 @@ def _linear_pack(weight: Tensor, scale: Any) -> tuple[Any, ...]:
 def _linear(attrs: Attrs) -> Run:
     x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
     tail = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs))
-    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
-        if _stale(state, weight, scale):
+        if stale(state, weight, scale):
             state = packs.renew(weight, scale)
         _, _, _, packed, scales, zeros = state
         result: Tensor = call(x, x_scale, x_zero, packed, scales, zeros, bias, *tail)
@@ -336,12 +298,12 @@ def _linear_add(attrs: Attrs) -> Run:
         [],
         "",
     )
-    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.binary
+    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.binary
     layout = torch.contiguous_format
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
         state = packs.state
-        if _stale(state, weight, scale):
+        if stale(state, weight, scale):
             state = packs.renew(weight, scale)
         _, _, _, packed, scales, zeros = state
         sum_in = other.clone(memory_format=layout) if keeps else other.contiguous()
@@ -388,11 +350,11 @@ def _to_uint8(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) ->
 def _linear_dynamic(attrs: Attrs) -> Run:
     choose, ends = _ranged(attrs), (attrs["qmin"], attrs["qmax"])
     tail = (1.0, 0, torch.float32, *_post(attrs))
-    packs, call = _Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
-        if _stale(state, weight, scale):
+        if stale(state, weight, scale):
             state = packs.renew(weight, scale)
         _, _, _, packed, scales, zeros = state
         x_scale, x_zero = choose(x)
@@ -411,11 +373,11 @@ def _conv_dynamic(dims: int) -> Bind:
         place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
         tail = (*place, attrs["groups"], 1.0, 0, torch.float32, *_post(attrs))
         # a weight packed for one input scale and zero point is right with another
-        packs = _Packs(_conv_pack({**attrs, "x_scale": 1.0, "x_zero_point": 1}))
+        packs = Packs(_conv_pack({**attrs, "x_scale": 1.0, "x_zero_point": 1}))
 
         def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
             state = packs.state
-            if _stale(state, weight, scale):
+            if stale(state, weight, scale):
                 state = packs.renew(weight, scale, like=x)
             _, _, _, packed, scales, zeros = state
             x_scale, x_zero = choose(x)
@@ -438,7 +400,7 @@ def _linear_weight_only(_: Attrs) -> Run:
     """
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
-        values = weight.detach().to(torch.float32).mul_(_scales(scale).reshape(-1, 1))
+        values = weight.detach().to(torch.float32).mul_(scales_of(scale).reshape(-1, 1))
         return torch.nn.functional.linear(x, values, bias)
 
     return run
@@ -489,14 +451,14 @@ def _linear_float16(attrs: Attrs) -> Run:
 
     def make(weight: Tensor, _: None, bias: Tensor | None) -> tuple[Any, ...]:
         held = None if bias is None else bias.detach().float()
-        with _engine("fbgemm"):
+        with using_engine("fbgemm"):
             return (_QUANTIZED.linear_prepack_fp16(weight.detach().float(), held),)
 
-    packs = _Packs(make)
+    packs = Packs(make)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         state = packs.state
-        if _stale(state, weight, None) or state[3] is not bias:
+        if stale(state, weight, None) or state[3] is not bias:
             state = packs.renew(weight, None, bias)
         result: Tensor = call(x, state[4])
         return result
@@ -582,27 +544,6 @@ def _pair_in_float(name: str, attrs: Attrs) -> Run:
 # torch's quantized tensors.
 
 
-@contextmanager
-def _engine(name: str) -> Iterator[None]:
-    with _ENGINE_LOCK:
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = name
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = before
-
-
-def hush() -> None:
-    """Let torch say once, unheard, that quantized dtypes are deprecated.
-
-    It warns once in a process; a user of `native` has chosen them.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
-
-
 def _native_quantize(attrs: Attrs) -> Run:
     hush()
     scale, zero_point = attrs["scale"], attrs["zero_point"]
@@ -652,14 +593,6 @@ def _native_bounded(run: Run, attrs: Attrs) -> Run:
     return bounded
 
 
-def _quantized_weight(weight: Tensor, scale: Any) -> Tensor:
-    plain, scales = weight.detach().contiguous(), _scales(scale)
-    if scales.numel() == 1:
-        return torch._make_per_tensor_quantized_tensor(plain, float(scales[0]), 0)
-    zeros = torch.zeros(scales.numel(), dtype=torch.int64)
-    return torch._make_per_channel_quantized_tensor(plain, scales.double(), zeros, 0)
-
-
 def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
     """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes."""
 
@@ -672,14 +605,14 @@ def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
 
         def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
             held = None if bias is None else bias.detach().float()
-            with _engine(engine):
-                return (prepack(_quantized_weight(weight, scale), held, attrs),)
+            with using_engine(engine):
+                return (prepack(quantized_weight(weight, scale), held, attrs),)
 
-        packs = _Packs(make)
+        packs = Packs(make)
 
         def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
             state = packs.state
-            if _stale(state, weight, scale) or state[3] is not bias:
+            if stale(state, weight, scale) or state[3] is not bias:
                 state = packs.renew(weight, scale, bias)
             result: Tensor = call(x, state[4], scale_out, zero_out)
             return result
@@ -687,6 +620,48 @@ def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
         return _native_bounded(run, attrs)
 
     return bound
+
+
+def _packed_conv(dims: int) -> Bind:
+    """torch's convolution of a packed weight on plain uint8, which it sees as its own dtype.
+
+    Its integers are those of the pointwise convolution, bit for bit. It reads four arguments
+    instead of twenty, and what a zero point adds to every sum is part of the pack: the pointwise
+    kernel rearranges a 3 × 3 weight in every call whose zero point is not 0.
+    """
+    prepack = _conv_prepack(dims)
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        packet = getattr(_QUANTIZED, f"conv{dims}d_relu" if attrs["relu"] else f"conv{dims}d")
+        call = packet.new if "new" in packet.overloads() else packet.default
+        scale_out, zero_out, engine = attrs["scale"], attrs["zero_point"], attrs["engine"]
+        template = quantized_template(attrs["x_scale"], attrs["x_zero_point"])
+
+        def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
+            held = None if bias is None else bias.detach().float()
+            version = None if bias is None else version_of(bias)
+            with using_engine(engine):
+                return version, prepack(quantized_weight(weight, scale), held, attrs)
+
+        packs = Packs(make)
+
+        def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+            state = packs.state
+            if stale(state, weight, scale) or _other_bias(state, bias):
+                state = packs.renew(weight, scale, bias)
+            made: Tensor = call(viewed(x, template), state[5], scale_out, zero_out)
+            return viewed(made, PLAIN_TEMPLATE)
+
+        return _bounded(run, attrs)
+
+    return bound
+
+
+def _other_bias(state: tuple[Any, ...], bias: Tensor | None) -> bool:
+    if state[3] is not bias:
+        return True
+    return bias is not None and state[4] is not None and state[4] != bias._version
 
 
 def _native_linear_dynamic(attrs: Attrs) -> Run:
@@ -697,14 +672,14 @@ def _native_linear_dynamic(attrs: Attrs) -> Run:
 
     def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
         held = None if bias is None else bias.detach().float()
-        with _engine(engine):
-            return (_QUANTIZED.linear_prepack(_quantized_weight(weight, scale), held),)
+        with using_engine(engine):
+            return (_QUANTIZED.linear_prepack(quantized_weight(weight, scale), held),)
 
-    packs = _Packs(make)
+    packs = Packs(make)
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
-        if _stale(state, weight, scale) or state[3] is not bias:
+        if stale(state, weight, scale) or state[3] is not bias:
             state = packs.renew(weight, scale, bias)
         result: Tensor = call(x.detach(), state[4], narrow)
         return result
@@ -740,7 +715,7 @@ def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
 class _CellPacks:
     """The packed weights of a recurrence, made when first needed, kept while all stay the same.
 
-    As with `_Packs`, the state is one tuple that is replaced at once.
+    As with `Packs`, the state is one tuple that is replaced at once.
     """
 
     __slots__ = ("make", "state")
@@ -752,7 +727,7 @@ class _CellPacks:
     def of(self, weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
         """What `make` gave for these very tensors with these contents."""
         read = (*weights, *scales, *biases)
-        versions = tuple(_version(item) if isinstance(item, Tensor) else None for item in read)
+        versions = tuple(version_of(item) if isinstance(item, Tensor) else None for item in read)
         kept, seen, made = self.state
         same = len(kept) == len(read) and all(a is b for a, b in zip(kept, read, strict=True))
         if not same or versions != seen:
@@ -765,10 +740,10 @@ class _CellPacks:
 def _cell_parts(engine: str, weights: Any, scales: Any, biases: Any) -> list[tuple[Any, Tensor]]:
     """Each weight packed, with its bias, which torch's kernels want: zero where there is none."""
     parts: list[tuple[Any, Tensor]] = []
-    with _engine(engine):
+    with using_engine(engine):
         for weight, scale, bias in zip(weights, scales, biases, strict=True):
             held = torch.zeros(weight.shape[0]) if bias is None else bias.detach().float()
-            parts.append((_linear_prepack(_quantized_weight(weight, scale), held, {}), held))
+            parts.append((_linear_prepack(quantized_weight(weight, scale), held, {}), held))
     return parts
 
 
@@ -1092,6 +1067,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             for n in (1, 2, 3)
         },
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
+        **{OpName(f"packed.conv{n}d"): _packed_conv(n) for n in (1, 2, 3)},
         **{
             OpName(f"native.{name}_dynamic"): _native_recurrent_dynamic(name)
             for name in ("lstm", "gru")

@@ -71,7 +71,8 @@ def trials(target: Target) -> tuple[Trial, ...]:
 
 def _tried(target: Target) -> tuple[OpName, ...]:
     listed = dict.fromkeys(kind.kernel for kind in target.units if kind.kernel is not None)
-    return tuple(op for op in listed if op in _CASES)
+    packed = (kernel.op for kernel in target.kernels if kernel.op.startswith("packed."))
+    return tuple(op for op in (*listed, *packed) if op in _CASES)
 
 
 def _helps(wide: tuple[Trial, ...], narrow: tuple[Trial, ...]) -> bool:
@@ -82,8 +83,9 @@ def _without(target: Target, seen: tuple[Trial, ...]) -> Result[Target, Fault]:
     wrong = {trial.kernel: trial for trial in seen if not trial.passes}
     # dynamic kernels run the static ones' arithmetic and stand or fall with them
     kept = tuple(kind for kind in target.units if _static(kind.kernel) not in wrong)
+    kernels = tuple(kernel for kernel in target.kernels if kernel.op not in wrong)
     if any(kind.weight is not None and kind.mode is Mode.STATIC for kind in kept):
-        return Success(replace(target, units=kept))
+        return Success(replace(target, units=kept, kernels=kernels))
     first = next(iter(wrong.values()))
     said = first.problem or f"it is off by {first.error:g} quanta"
     return Failure(
@@ -144,6 +146,7 @@ def _linear_cases(_: int) -> Iterator[_Case]:
 _CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = MappingProxyType(
     {
         **{OpName(f"onednn.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
+        **{OpName(f"packed.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
         **{OpName(f"native.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
         **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2, 3)},
         OpName("onednn.conv2d_add"): (_conv_cases, 2),
@@ -246,6 +249,8 @@ def _weighted_trial(
     if target.form == "plain":
         known |= {"x_scale": scale, "x_zero_point": zero, "output": "uint8"}
         known |= {"activation": "none", "activation_args": ()}
+        if op.startswith("packed."):
+            known |= {"relu": False, "engine": "onednn"}
     else:
         known |= {"engine": target.engine} | ({} if "transpose" in name else {"relu": False})
     if name.endswith("_add"):

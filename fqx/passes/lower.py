@@ -11,6 +11,7 @@ move into the kernel's attributes and do not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -148,6 +149,7 @@ class _Shop:
     position: dict[NodeId, int] = field(init=False)
     types: dict[NodeId, Type] = field(init=False)
     place: Place = field(init=False)
+    kernels: frozenset[OpName] = field(init=False)
     borders: dict[NodeId, Border] = field(init=False)
     swaps: dict[NodeId, Node] = field(default_factory=dict)
     reads: dict[NodeId, NodeId] = field(default_factory=dict)
@@ -170,6 +172,7 @@ class _Shop:
         self.position = {name: index for index, name in enumerate(graph.order)}
         self.taken = dict.fromkeys(graph.order)
         self.borders = _integer_inputs(graph)
+        self.kernels = frozenset(kernel.op for kernel in self.target.kernels)
         self.place = Place(
             graph, self.users, self.position, self.types, lambda name: name not in self.claimed
         )
@@ -294,6 +297,7 @@ class _Shop:
         draft = self._draft(unit, None if behind is None else _quantizer(behind))
         if isinstance(draft, NoUnit):
             return draft
+        draft = _packed(draft, self.kernels)
         self._accept(unit, draft, behind)
         made = Lowered(anchor.id, unit.kind.name, unit.nodes, draft.op, form)
         self.units.append(made)
@@ -849,6 +853,23 @@ def _called(node: Node, name: NodeId) -> Node:
 # Additions into the addend's own memory.
 
 
+def _packed(node: Node, kernels: AbstractSet[OpName]) -> Node:
+    """The kernel of a packed weight instead, where the input has a zero point other than 0.
+
+    It gives the same integers, and the pointwise one pays for the zero point in every call.
+    """
+    op = OpName(node.op.replace("onednn.", "packed.", 1))
+    attrs = dict(node.attrs.items())
+    if op == node.op or op not in kernels or attrs["output"] != "uint8":
+        return node
+    activation = attrs.pop("activation")
+    del attrs["activation_args"]
+    if activation not in ("none", "relu") or attrs["x_zero_point"] == 0:
+        return node
+    attrs |= {"relu": activation == "relu", "engine": "onednn"}
+    return replace(node, op=op, attrs=FrozenMap(attrs))
+
+
 def _with_free_addends(graph: Graph) -> Graph:
     """Let kernels add into an addend that nobody reads behind them.
 
@@ -884,7 +905,15 @@ def _is_free(
     return all(position[name] < position[node.id] and _makes_memory(graph[name]) for name in before)
 
 
-_MAKING = ("onednn.", "native.conv", "native.linear", "native.add", "native.mul", "native.quantize")
+_MAKING = (
+    "onednn.",
+    "packed.",
+    "native.conv",
+    "native.linear",
+    "native.add",
+    "native.mul",
+    "native.quantize",
+)
 _MAKING_OPS = ("quantize", "dequantize", "native.dequantize", "plain.relu", "plain.clamp")
 
 

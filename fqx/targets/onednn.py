@@ -19,6 +19,7 @@ _OUT = ("scale", "zero_point", "qmin", "qmax", "output")
 _SCALED = ("x_scale", "x_zero_point", *_OUT)
 _RANGED = ("qmin", "qmax", "symmetric", "output")
 _POST = ("activation", "activation_args")
+_PACK = ("relu", "engine")
 _ADDED = ("other_scale", "other_zero_point")
 _CONV = ("stride", "padding", "dilation", "groups")
 _PAIR = ("x_scale", "x_zero_point", "y_scale", "y_zero_point", *_OUT)
@@ -121,6 +122,14 @@ KERNELS: tuple[Kernel, ...] = (
             OpName(f"onednn.conv{n}d"),
             ("x", "weight", "weight_scale", "bias"),
             (*_SCALED, *_CONV, *_POST),
+        )
+        for n in (1, 2, 3)
+    ),
+    *(
+        Kernel(
+            OpName(f"packed.conv{n}d"),
+            ("x", "weight", "weight_scale", "bias"),
+            (*_SCALED, *_CONV, *_PACK),
         )
         for n in (1, 2, 3)
     ),

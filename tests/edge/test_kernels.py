@@ -259,3 +259,61 @@ def test_matrix_products_are_torchs_bit_for_bit() -> None:
     assert torch.equal(got.int_repr(), torch.ops.quantized.matmul(x, y, 0.0191, 50).int_repr())
     got = bound("native.mul", **OUT, relu=True)(x, x)
     assert torch.equal(got.int_repr(), torch.ops.quantized.mul_relu(x, x, 0.0191, 50).int_repr())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("zero", [0, 77])
+@pytest.mark.parametrize("groups,kernel", [(1, 1), (1, 3), (2, 3), (8, 3)])
+def test_packed_convolutions_give_the_pointwise_ones_integers(
+    groups: int, kernel: int, zero: int, relu: bool
+) -> None:
+    drawn = torch.Generator().manual_seed(5)
+    x = torch.randint(0, 256, (2, 8, 9, 9), generator=drawn, dtype=torch.uint8)
+    x = x.to(memory_format=torch.channels_last)
+    shape = (16, 8 // groups, kernel, kernel)
+    weight = torch.randint(-127, 128, shape, generator=drawn, dtype=torch.int8)
+    scale, bias = torch.rand(16, generator=drawn) * 0.02, torch.randn(16, generator=drawn)
+    more: dict[str, Arg] = {"x_zero_point": zero, "groups": groups, "stride": (2, 2)}
+    more |= {"padding": (kernel // 2,) * 2}
+    wanted = conv(**more, activation="relu" if relu else "none")(x, weight, scale, bias)
+    run = packed(**more, relu=relu)
+    got = run(x, weight, scale, bias)
+    assert torch.equal(got, wanted)
+    assert got.stride() == wanted.stride()
+    # a result of its own: writing into it, or into the operands, leaves the next call alone
+    got.fill_(0)
+    bias.neg_()
+    again = run(x.contiguous(), weight, scale, bias)
+    assert torch.equal(
+        again, conv(**more, activation="relu" if relu else "none")(x, weight, scale, bias)
+    )
+
+
+def packed(**more: Arg) -> Any:
+    attrs: dict[str, Arg] = {"x_scale": 0.1, "x_zero_point": 3, "scale": 0.5, "zero_point": 9}
+    attrs |= {"qmin": 0, "qmax": 255, "output": "uint8", "relu": False, "engine": "onednn"}
+    attrs |= {"groups": 1, "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    return bound("packed.conv2d", **(attrs | more))
+
+
+def test_packed_convolutions_in_threads_and_in_every_mode() -> None:
+    x, weight, scale, bias = operands()
+    run, wanted = packed(), conv()(x, weight, scale, bias)
+    found: list[Tensor] = []
+    workers = [
+        threading.Thread(
+            target=lambda: found.extend(run(x, weight, scale, bias) for _ in range(50))
+        )
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 200
+    assert all(torch.equal(item, wanted) for item in found)
+    with torch.inference_mode():
+        assert torch.equal(run(x.clone(), weight, scale, bias), wanted)
+    with torch.enable_grad():
+        assert torch.equal(run(x, weight, scale, bias), wanted)
+    assert run(x[:0], weight, scale, bias).shape == (0, 8, 6, 6)

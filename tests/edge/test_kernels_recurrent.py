@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fqx.edge.kernels import bind, hush
+from fqx.edge.kernels import bind
+from fqx.edge.packing import hush
 from fqx.ir.arg import Arg
 from fqx.ir.names import OpName
 from fqx.kit.frozen import FrozenMap
