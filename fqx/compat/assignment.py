@@ -14,12 +14,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
-from fqx.compat.mapping import Entry, Resolved, resolve_qconfigs
+from fqx.compat.mapping import Entry, Resolved, order_keys, resolve_qconfigs
 from fqx.compat.qconfig import read_qconfig, scheme_of_qconfig
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
@@ -60,6 +60,24 @@ def qconfigs_of(
     )
 
 
+Order: TypeAlias = tuple[str, str, int]
+"""The path around a node, the name of what is called, and how often it was called there before."""
+
+
+def orders_of(model: nn.Module, graph: Graph, kept: Sequence[str] = ()) -> Mapping[NodeId, Order]:
+    """What an order entry of a mapping has to say to take a node, for every node it can take."""
+    traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
+    if traced is None:
+        return {}
+    keys = order_keys(traced.module, traced.scopes)
+    nodes = [item for item in graph if item.op not in ("input", "observe")]
+    return {
+        name: (keys[call][0], _name(keys[call][1]), keys[call][2])
+        for name, call in _pairs(traced, nodes)
+        if call in keys
+    }
+
+
 def unmatched(mapping: Any, model: nn.Module, kept: Sequence[str] = ()) -> tuple[Entry, ...]:
     """The entries of a mapping that take no node of the model; none where it cannot be traced."""
     traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
@@ -69,9 +87,13 @@ def unmatched(mapping: Any, model: nn.Module, kept: Sequence[str] = ()) -> tuple
     return found.map(lambda seen: seen.unmatched).value_or(())
 
 
-def qconfig_of(mapping: Any, item: Node) -> Any:
-    """The QConfig of a node as the node itself tells: by its module's path or a path around it, by
-    a pattern of paths, by the class of its module or the function it calls, else the global one."""
+def qconfig_of(mapping: Any, item: Node, order: Order | None = None) -> Any:
+    """The QConfig of a node as the node itself tells: by its `order`, by its module's path or a
+    path around it, by a pattern of paths, by the class of its module or the function it calls, else
+    the global one."""
+    for (path, kind, position), qconfig in mapping.module_name_object_type_order_qconfigs.items():
+        if order == (path, _name(kind), position):
+            return qconfig
     paths = [str(path) for path, _ in reversed(item.origin.scope) if path]
     named = mapping.module_name_qconfigs
     for path in paths:
@@ -107,17 +129,22 @@ def _trace(model: nn.Module, kept: Sequence[str]) -> _Trace:
 
 def _paired(trace: _Trace, found: Resolved, nodes: Sequence[Node]) -> Iterator[tuple[NodeId, Any]]:
     """What torch decided, by the node of the graph that stands for the traced one."""
-    modules: defaultdict[str, list[Entry | None]] = defaultdict(list)
-    functions: defaultdict[tuple[str, str], list[Entry | None]] = defaultdict(list)
+    for name, call in _pairs(trace, nodes):
+        if call in found.decided:
+            entry = found.decided[call]
+            yield name, entry and entry.qconfig
+
+
+def _pairs(trace: _Trace, nodes: Sequence[Node]) -> Iterator[tuple[NodeId, str]]:
+    """Nodes of a graph with the name of the traced one each stands for."""
+    modules: defaultdict[str, list[str]] = defaultdict(list)
+    functions: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for traced in trace.module.graph.nodes:
-        if traced.name not in found.decided:
-            continue
-        entry = found.decided[traced.name]
         if traced.op == "call_module":
-            modules[str(traced.target)].append(entry)
+            modules[str(traced.target)].append(traced.name)
         elif traced.op in ("call_function", "call_method"):
             place = trace.scopes[traced.name][0], _operator(traced.target)
-            functions[place].append(entry)
+            functions[place].append(traced.name)
     seen: Counter[tuple[str, str]] = Counter()
     for item in nodes:
         path = str(item.origin.module)
@@ -130,8 +157,7 @@ def _paired(trace: _Trace, found: Resolved, nodes: Sequence[Node]) -> Iterator[t
             calls, number = functions[place], seen[place]
             seen[place] += 1
         if calls:
-            entry = calls[min(number, len(calls) - 1)]
-            yield item.id, entry and entry.qconfig
+            yield item.id, calls[min(number, len(calls) - 1)]
 
 
 _OPERATORS: Mapping[str, str] = MappingProxyType(
@@ -199,6 +225,11 @@ def _any(names: list[NodeId]) -> Selector:
     for other in rest:
         first = first | other
     return first
+
+
+def _name(kind: Any) -> str:
+    """A function or a class by its name, which can be pickled wherever it stands."""
+    return f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', kind)}"
 
 
 def _is_of(kind: Any, item: Node) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import Path
@@ -36,12 +37,39 @@ def folded(model: nn.Module) -> fx.GraphModule:
             raise Halt(_training(str(norm.target)))
         if two.running_mean is None or calls[id(one)] != 1 or calls[id(two)] != 1:
             continue
-        made = fuse_conv_bn_eval(one, two, transpose=isinstance(one, _TRANSPOSED))
-        _replace(traced, conv, norm, made)
+        _replace(traced, conv, norm, _fused(one, two))
     traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """The convolution that does the norm's work too.
+
+    A transposed convolution's weight is (in, out / groups, …): each group is folded by itself.
+    """
+    assert isinstance(conv, (*_CONVS, *_TRANSPOSED))
+    assert isinstance(norm, _NORMS)
+    if not isinstance(conv, _TRANSPOSED) or conv.groups == 1:
+        return fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, _TRANSPOSED))
+
+    def cut(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        count = conv.groups
+        return (None,) * count if tensor is None else torch.chunk(tensor, count)
+
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
+    parts = [
+        fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, shift, transpose=True)
+        for weight, bias, mean, variance, gain, shift in zip(
+            *map(cut, tensors), cut(norm.weight), cut(norm.bias), strict=True
+        )
+    ]
+    made = copy.deepcopy(conv)
+    weights, biases = zip(*parts, strict=True)
+    made.weight = nn.Parameter(torch.cat(weights).detach(), conv.weight.requires_grad)
+    made.bias = nn.Parameter(torch.cat(biases).detach(), conv.weight.requires_grad)
+    return made
 
 
 def _replace(traced: fx.GraphModule, conv: fx.Node, norm: fx.Node, made: nn.Module) -> None:

@@ -97,6 +97,24 @@ def resolve_qconfigs(
     return table_of(mapping).map(lambda table: _resolved(traced, scopes, table))
 
 
+def order_keys(traced: torch.fx.GraphModule, scopes: Scopes) -> Mapping[str, tuple[str, Any, int]]:
+    """The key by which an order entry takes each node that one can take."""
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    seen: defaultdict[tuple[str, Any], int] = defaultdict(int)
+    found: dict[str, tuple[str, Any, int]] = {}
+    for node in traced.graph.nodes:
+        path, around = scopes.get(node.name, ("", None))
+        if node.op == "call_function":
+            place = path, node.target
+        elif node.op == "call_module" and not _is_observer(modules[node.target]):
+            place = _parent(path), around
+        else:
+            continue
+        found[node.name] = (*place, seen[place])
+        seen[place] += 1
+    return MappingProxyType(found)
+
+
 def _resolved(traced: torch.fx.GraphModule, scopes: Scopes, table: Table) -> Resolved:
     index = _Index(table)
     decided: dict[str, Entry | None] = {}
@@ -113,7 +131,7 @@ def _candidates(
 ) -> Iterator[tuple[str, list[Entry]]]:
     """Each node's name with all entries that take it, the one that decides first."""
     modules = dict(traced.named_modules(remove_duplicate=False))
-    seen: defaultdict[tuple[str, Any], int] = defaultdict(int)
+    orders = order_keys(traced, scopes)
     for node in traced.graph.nodes:
         path, around = scopes.get(node.name, ("", None))
         target, found = node.target, list[Entry]()
@@ -121,18 +139,15 @@ def _candidates(
             owner = _parent(target)
             found = index.within(type(modules[owner]), owner)
         elif node.op == "call_function":
-            found = [*index.ordered(path, target, seen[path, target])]
+            found = [*index.ordered(orders[node.name])]
             found += [*index.within(around, path), *index.typed(target)]
-            seen[path, target] += 1
         elif node.op == "call_method":
             found = [*index.within(around, path), *index.within(target, path)]
         elif node.op == "call_module":
             if _is_observer(modules[target]):
                 continue
-            place = _parent(path), around
-            found = [*index.ordered(*place, seen[place])]
+            found = [*index.ordered(orders[node.name])]
             found += index.within(type(modules[target]), target)
-            seen[place] += 1
         yield node.name, [] if node.op in ("placeholder", "output") else [*found, index.everything]
 
 
@@ -144,9 +159,9 @@ class _Index:
         self.of = {(entry.field, entry.key): entry for entry in table.entries}
         self.patterns = [entry for entry in table.entries if entry.field == "module_name_regex"]
 
-    def ordered(self, path: str, kind: Any, position: int) -> Iterator[Entry]:
+    def ordered(self, key: tuple[str, Any, int]) -> Iterator[Entry]:
         """The entry for one occurrence of a type in a module."""
-        yield from self._held("module_name_object_type_order", (path, kind, position))
+        yield from self._held("module_name_object_type_order", key)
 
     def typed(self, kind: Any) -> Iterator[Entry]:
         """The entry for a type."""

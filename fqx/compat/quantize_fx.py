@@ -10,7 +10,6 @@ names a `Halt` that is also torch's class of error. docs/migration_fx.md has fqx
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import fx, nn
 
-from fqx.compat.assignment import qconfig_of, recipe_of, unmatched
+from fqx.compat.assignment import Order, orders_of, qconfig_of, recipe_of, unmatched
 from fqx.compat.custom import (
     PrepareConfig,
     backend_config,
@@ -34,6 +33,7 @@ from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
 from fqx.compat.qconfig import scheme_of_qconfig
 from fqx.edge.capture import capture
+from fqx.edge.capture_inputs import read_example
 from fqx.edge.materialize import materialize
 from fqx.ir.arg import Arg, DType, NodeRef
 from fqx.ir.diff import Changed
@@ -85,10 +85,12 @@ class BadConfig(Halt, AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What convert has to know of prepare: the target, the mapping, and what to keep."""
+    """What convert has to know of prepare: the target, the mapping, what order entries of a
+    mapping say to take each node, and the attributes to keep."""
 
     target: Target
     mapping: Any
+    orders: Mapping[NodeId, Order]
     preserved: Mapping[str, object]
 
 
@@ -134,7 +136,8 @@ def prepare_fx(
     _tell(unmatched(mapping, model, leaves))
     trail = _value(observe(recipe, target).run(fused))
     kept = _preserved(custom.preserved, model)
-    made = _value(observed(trail.graph, Settings(target, mapping, kept)))
+    orders = orders_of(model, fused.graph, leaves)
+    made = _value(observed(trail.graph, Settings(target, mapping, orders, kept)))
     return _with_attributes(made, kept)
 
 
@@ -242,11 +245,13 @@ def _captured(model: nn.Module, example: Any, leaves: tuple[str, ...]) -> Result
 
 
 def _fixed(model: nn.Module, example: Any) -> dict[str, dict[int, str | None]]:
-    """No free axis for any positional input that is a tensor."""
+    """No free axis for any tensor of the example."""
     given = example if isinstance(example, tuple) else (example,)
-    names = inspect.signature(model.forward).parameters
-    pairs = zip(names, given, strict=False)
-    return {name: {} for name, value in pairs if isinstance(value, torch.Tensor)}
+    read = read_example(model, given, {}, {})
+    fixed: Result[dict[str, dict[int, str | None]], Fault] = read.map(
+        lambda found: {name: {} for name in found.tensor_names}
+    )
+    return fixed.value_or({})
 
 
 def _kept_whole(config: PrepareConfig, model: nn.Module) -> tuple[str, ...]:
@@ -444,7 +449,7 @@ def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -
     settings = _settings(module)
     graph = current(module)
     if mapping is not None:
-        graph = _value(_narrowed(graph, settings.mapping, _agreeing(settings.mapping, mapping)))
+        graph = _value(_narrowed(graph, settings, _agreeing(settings.mapping, mapping)))
     stats = calibrated(module)
     measured = Pass(
         "calibrate",
@@ -505,8 +510,7 @@ def _agreeing(prepared: Any, given: Any) -> Any:
     wrong = [
         key
         for key, qconfig in before.items()
-        if not key.startswith("module_name_object_type_order")
-        and (key not in now or not _is_kept(qconfig, now[key], key))
+        if key not in now or not _is_kept(qconfig, now[key], key)
     ]
     if wrong:
         raise BadConfig(
@@ -520,20 +524,40 @@ def _agreeing(prepared: Any, given: Any) -> Any:
 
 
 def _is_kept(before: Any, now: Any, key: str) -> bool:
+    return _equal(before, now) or (now is None and key != "global")
+
+
+def _equal(one: Any, two: Any) -> bool:
     from torch.ao.quantization.qconfig import qconfig_equals
 
-    return bool(qconfig_equals(before, now)) or (now is None and key != "global")
+    return bool(qconfig_equals(one, two))
 
 
-def _narrowed(graph: Graph, prepared: Any, mapping: Any) -> Result[Graph, Halt]:
-    """The observed graph with nodes left float of which the mapping of convert says None."""
-    left = frozenset(
-        item.id
+def _narrowed(graph: Graph, settings: Settings, mapping: Any) -> Result[Graph, Halt]:
+    """The observed graph with nodes left float of which the mapping of convert says None.
+
+    Raises BadConfig where that mapping gives a node another QConfig than prepare's.
+    """
+    asked = [
+        (
+            item.id,
+            qconfig_of(settings.mapping, item, settings.orders.get(item.id)),
+            qconfig_of(mapping, item, settings.orders.get(item.id)),
+        )
         for item in graph
         if item.op not in ("input", "observe")
-        and qconfig_of(mapping, item) is None
-        and qconfig_of(prepared, item) is not None
-    )
+    ]
+    other = [name for name, before, now in asked if now is not None and not _equal(before, now)]
+    if other:
+        raise BadConfig(
+            Fault(
+                FaultKind.BAD_RECIPE,
+                "the mapping of convert gives this node another QConfig than the one of prepare",
+                "hand in the mapping of prepare, with None where a part shall stay float",
+                at=other[0],
+            )
+        )
+    left = frozenset(name for name, before, now in asked if now is None and before is not None)
     taps = [item for item in graph if item.op == "observe"]
     return (
         gather(intents_of(item) for item in taps)

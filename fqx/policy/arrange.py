@@ -251,7 +251,9 @@ class _Hall:
         fed, feeds = self._fed(units), self._feeding(units)
         idle: list[Unit] = []
         for unit in units:
-            if self._is_lone(unit) or unit.kind.mode is not Mode.STATIC:
+            if unit.kind.mode is not Mode.STATIC:
+                continue
+            if self._is_lone(unit) and (unit.anchor in fed or not self._reads_tuple(unit)):
                 continue
             if is_heavy(unit.kind):
                 if unit.kind.adds and unit.anchor not in feeds:
@@ -270,6 +272,11 @@ class _Hall:
         scheme = self.scene.choices[unit.anchor].scheme
         return scheme is not None and scheme.lone
 
+    def _reads_tuple(self, unit: Unit) -> bool:
+        """Whether it takes a tuple apart, which is integers only where its maker gave them."""
+        values = (self.scene.types.get(edge.value) for edge in self.edges[unit.anchor])
+        return any(isinstance(value, TupleType) for value in values)
+
     def _drop(self, unit: Unit) -> None:
         del self.found[unit.anchor]
         why = Veto(Reason.BETWEEN_FLOATS, Reason.BETWEEN_FLOATS.value)
@@ -286,7 +293,8 @@ class _Hall:
         for unit in units:
             inner = (edge for edge in self.edges[unit.anchor] if not self._crosses(edge))
             inputs = (made_by.get(edge.value) for edge in inner)
-            starts = unit.kind.mode is Mode.STATIC and (is_heavy(unit.kind) or self._is_lone(unit))
+            lone = self._is_lone(unit) and not self._reads_tuple(unit)
+            starts = unit.kind.mode is Mode.STATIC and (is_heavy(unit.kind) or lone)
             if starts or any(anchor in fed for anchor in inputs):
                 fed.add(unit.anchor)
         return fed

@@ -439,6 +439,80 @@ def test_none_in_the_mapping_of_convert_leaves_a_module_float() -> None:
         new.convert_fx(prepared, qconfig_mapping=QConfigMapping())
 
 
+class Chained(nn.Module):
+    """Three functional linears in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight applied three times."""
+        for _ in range(3):
+            x = nn.functional.linear(x, self.weight)
+        return x
+
+
+def ordered(qconfig: Any, position: int = 1) -> QConfigMapping:
+    """The plain mapping with an entry for one of the linears of `Chained`."""
+    return minmax().set_module_name_object_type_order("", nn.functional.linear, position, qconfig)
+
+
+def test_an_order_entry_at_convert_takes_effect_and_has_to_agree() -> None:
+    torch.manual_seed(4)
+    case = Case(Chained().eval(), torch.randn(16, 8))
+    whole = minmax()
+    for before, now in (
+        (ordered(minmax(reduced=True).global_qconfig), whole),
+        (ordered(None), whole),
+        (ordered(minmax(reduced=True).global_qconfig), ordered(whole.global_qconfig)),
+        (whole, ordered(minmax(reduced=True).global_qconfig)),
+    ):
+        prepared = new.prepare_fx(case.model, before, (case.batch,))
+        prepared(case.batch)
+        with pytest.raises(new.BadConfig, match="mapping of convert"):
+            new.convert_fx(prepared, qconfig_mapping=now)
+    prepared = new.prepare_fx(case.model, whole, (case.batch,))
+    prepared(case.batch)
+    twin = pickle.loads(pickle.dumps(prepared))
+    for item in (prepared, twin):
+        code = new.convert_fx(item, qconfig_mapping=ordered(None)).code
+        assert code.count("native_linear(") == 2
+
+
+def test_a_grouped_transposed_convolution_takes_the_norm_behind_it() -> None:
+    torch.manual_seed(4)
+    norm = nn.BatchNorm2d(6, affine=False)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), norm).eval()
+    fused = new.fuse_fx(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(fused(x), model(x))
+
+
+class Stepping(nn.Module):
+    """A recurrence over its first axis, handed on by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(8, 8)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """Every step's state."""
+        steps: Tensor = self.cells(given[0])[0]
+        return steps
+
+
+def test_a_recurrence_is_prepared_whatever_its_inputs_are_called() -> None:
+    torch.manual_seed(4)
+    model, x = Stepping().eval(), torch.randn(5, 3, 8)
+    prepared = new.prepare_fx(model, minmax(), (x,))
+    torch.testing.assert_close(prepared(x), model(x))
+
+
 def test_attributes_to_keep_are_kept() -> None:
     case = cases()["mlp"]
     model: Any = case.model

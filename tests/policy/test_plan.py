@@ -11,6 +11,7 @@ from fqx.ir.arg import DType, NodeRef
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.num.scheme import QSpec, histogram, int8_channel, uint8_affine
+from fqx.passes.observe import observe
 from fqx.policy.plan import Plan, decode_annotations, make_plan
 from fqx.policy.recipe import Recipe, Rule, Scheme, int8_static, leave_float, use
 from fqx.policy.selectors import everything, node, op
@@ -218,3 +219,28 @@ def test_a_lone_scheme_takes_norms_and_averages(target: Target) -> None:
     plan = make_plan(draft.graph(made), lone, target).unwrap()
     assert reason(plan, "pool") is Reason.MOVES_INTEGERS
     assert plan[NodeId("pool")].output == SharedWith(x.id)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
+def test_a_lone_scheme_leaves_parts_of_a_float_tuple_float(target: Target) -> None:
+    lone = Recipe((Rule(everything(), Scheme(uint8_affine(), int8_channel(), lone=True), "lone"),))
+    draft = Draft()
+    x = draft.input("x", 5, 3, 8)
+    weights = tuple(
+        draft.weight(f"w{index}", torch.ones(shape))
+        for index, shape in enumerate(((8, 8), (8, 8), (8,), (8,)))
+    )
+    hx = draft.weight("hx", torch.zeros(1, 3, 8))
+    made = draft.call(
+        "rnn_tanh", "rnn", x=x, hx=hx, weights=weights, has_biases=True, num_layers=1,
+        bidirectional=False, batch_first=False, dropout=0.0,
+    )  # fmt: skip
+    steps = draft.call("getitem", "rnn:getitem", x=made, index=0)
+    halves = draft.call("chunk", ":chunk", x=x, chunks=2, dim=2)
+    half = draft.call("getitem", ":getitem", x=halves, index=0)
+    graph = draft.graph(steps, half)
+    plan = make_plan(graph, lone, target).unwrap()
+    assert plan[NodeId("rnn:getitem")].verdict is Verdict.FLOAT
+    assert plan[NodeId(":getitem")].verdict is Verdict.INT8
+    observed = observe(lone, target).run(graph).unwrap().graph
+    assert "rnn:observe" not in observed
