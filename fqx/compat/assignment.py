@@ -20,14 +20,18 @@ import torch
 from torch import fx, nn
 
 from fqx.compat.mapping import Entry, Resolved, order_keys, resolve_qconfigs
+from fqx.compat.patterns import Standing, standings
 from fqx.compat.qconfig import read_qconfig, scheme_of_qconfig
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.ir.node import Node
 from fqx.kit.result import Result, Success, attempt, gather
+from fqx.ops.catalogue import OPS
 from fqx.policy.recipe import Recipe, Rule, Scheme
 from fqx.policy.selectors import Selector, everything, node
+from fqx.policy.target import UINT8
+from fqx.policy.units import Mode
 
 
 def recipe_of(
@@ -38,26 +42,41 @@ def recipe_of(
     `graph` is the model captured and fused; `kept` are paths of modules that are kept whole. Faults
     as of `resolve_qconfigs` and `scheme_of_qconfig`.
     """
-    return qconfigs_of(mapping, model, graph, kept).bind(
+    return asked_of(mapping, model, graph, kept).bind(
         lambda chosen: _recipe(mapping.global_qconfig, chosen)
     )
 
 
-def qconfigs_of(
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The QConfig of a node, and whether torch.ao has a pattern for it with those types."""
+
+    qconfig: Any
+    standing: Standing = "taken"
+    bounded: bool = False
+    """Whether the operator's results have a known range."""
+
+
+def asked_of(
     mapping: Any, model: nn.Module, graph: Graph, kept: Sequence[str] = ()
-) -> Result[Mapping[NodeId, Any], Fault]:
-    """The QConfig, or None, of every node but the inputs.
+) -> Result[Mapping[NodeId, Asked], Fault]:
+    """The QConfig, or None, of every node but the inputs, and how torch.ao takes the node.
 
     Where torch.fx cannot trace the model, `qconfig_of` decides.
     """
     nodes = [item for item in graph if item.op not in ("input", "observe")]
-    alone = {item.id: qconfig_of(mapping, item) for item in nodes}
+    alone = {item.id: Asked(qconfig_of(mapping, item), bounded=_is_bounded(item)) for item in nodes}
     traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
     if traced is None:
         return Success(alone)
     return resolve_qconfigs(traced.module, traced.scopes, mapping).map(
         lambda found: {**alone, **dict(_paired(traced, found, nodes))}
     )
+
+
+def _is_bounded(item: Node) -> bool:
+    row = OPS.get(item.op)
+    return row is not None and row.fixed is not None
 
 
 Order: TypeAlias = tuple[str, str, int]
@@ -127,12 +146,16 @@ def _trace(model: nn.Module, kept: Sequence[str]) -> _Trace:
     return _Trace(fx.GraphModule(copied, graph), dict(tracer.node_name_to_scope))
 
 
-def _paired(trace: _Trace, found: Resolved, nodes: Sequence[Node]) -> Iterator[tuple[NodeId, Any]]:
+def _paired(
+    trace: _Trace, found: Resolved, nodes: Sequence[Node]
+) -> Iterator[tuple[NodeId, Asked]]:
     """What torch decided, by the node of the graph that stands for the traced one."""
+    held = found.qconfigs
+    stands = standings(trace.module, held)
+    bounded = {item.id: _is_bounded(item) for item in nodes}
     for name, call in _pairs(trace, nodes):
-        if call in found.decided:
-            entry = found.decided[call]
-            yield name, entry and entry.qconfig
+        if call in held:
+            yield name, Asked(held[call], stands[call], bounded[name])
 
 
 def _pairs(trace: _Trace, nodes: Sequence[Node]) -> Iterator[tuple[NodeId, str]]:
@@ -185,33 +208,54 @@ def _operator(target: Any) -> str:
     return _OPERATORS.get(name, name)
 
 
-def _recipe(whole: Any, chosen: Mapping[NodeId, Any]) -> Result[Recipe, Fault]:
-    others: defaultdict[int, list[NodeId]] = defaultdict(list)
-    for name, qconfig in chosen.items():
-        if qconfig is not whole:
-            others[id(qconfig)].append(name)
-    known = {id(qconfig): qconfig for qconfig in chosen.values()}
-    apart = {key: names for key, names in others.items() if not _reuses_input(known[key])}
+def _recipe(whole: Any, chosen: Mapping[NodeId, Asked]) -> Result[Recipe, Fault]:
+    others: defaultdict[tuple[int, Standing, bool], list[NodeId]] = defaultdict(list)
+    known: dict[tuple[int, Standing, bool], Asked] = {}
+    for name, asked in chosen.items():
+        if asked.qconfig is not whole or asked.standing != "taken" or asked.bounded:
+            key = id(asked.qconfig), asked.standing, asked.bounded
+            others[key].append(name)
+            known[key] = asked
+    apart = {key: names for key, names in others.items() if not _reuses_input(known[key].qconfig)}
     return scheme_of_qconfig(whole).bind(
         lambda scheme: gather(
-            scheme_of_qconfig(known[key]).map(
-                lambda other, names=names: Rule(_any(names), _inward(other, scheme))  # type: ignore[misc]
+            scheme_of_qconfig(known[key].qconfig).map(
+                lambda other, key=key, names=names: Rule(  # type: ignore[misc]
+                    _any(names), _as_taken(known[key], other, scheme)
+                )
             )
             for key, names in apart.items()
         ).map(lambda rules: Recipe((Rule(everything(), scheme, "QConfigMapping"), *rules)))
     )
 
 
-def _inward(scheme: Scheme | None, whole: Scheme | None) -> Scheme | None:
-    """The scheme with the whole model's activations where its own are a known range.
+def _as_taken(asked: Asked, scheme: Scheme | None, whole: Scheme | None) -> Scheme | None:
+    """The scheme of a node as torch.ao takes it.
 
-    That is the range of the result, which the catalogue knows; torch.ao cuts the input to it too.
+    What no pattern of torch's speaks of still moves integers, or joins a kernel, between integers.
     """
-    if scheme is None or scheme.activation is None or whole is None:
+    if scheme is None or asked.standing == "taken":
+        return _bounded(scheme, whole) if asked.bounded else scheme
+    if scheme.mode is not Mode.STATIC or (asked.standing == "refused" and not asked.bounded):
+        return None
+    # torch lowers results of known range between integers whatever their QConfig says
+    between = replace(scheme, lone=False)
+    return _bounded(between, whole) if asked.bounded else between
+
+
+def _bounded(scheme: Scheme | None, whole: Scheme | None) -> Scheme | None:
+    """The scheme of an operator whose results have a known range, which has all integers.
+
+    The catalogue knows that range; to it torch.ao cuts the operator's input too. Here the input
+    is observed as the rest of the model is.
+    """
+    if scheme is None or scheme.activation is None:
         return scheme
-    if scheme.activation.observer.kind != "fixed" or whole.activation is None:
+    known = scheme.activation.observer.kind == "fixed"
+    base = whole.activation if known and whole is not None else scheme.activation
+    if base is None or base.when != "static":
         return scheme
-    return replace(scheme, activation=whole.activation)
+    return replace(scheme, activation=replace(base, qmin=UINT8.qmin, qmax=UINT8.qmax))
 
 
 def _reuses_input(qconfig: Any) -> bool:

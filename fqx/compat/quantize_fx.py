@@ -31,7 +31,6 @@ from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
-from fqx.compat.qconfig import scheme_of_qconfig
 from fqx.edge.capture import capture
 from fqx.edge.capture_inputs import read_example
 from fqx.edge.materialize import materialize
@@ -43,7 +42,7 @@ from fqx.ir.names import NodeId, RuleName, Stage
 from fqx.ir.node import Node
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.frozen import FrozenMap
-from fqx.kit.result import Failure, Result, Success, fold, gather
+from fqx.kit.result import Failure, Result, fold, gather
 from fqx.passes.calibrate import settle
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
@@ -127,9 +126,9 @@ def prepare_fx(
     _backend(backend_config)
     custom = _readable(_read(prepare_config(prepare_custom_config)))
     leaves = _kept_whole(custom, model)
-    target = _value(_target(mapping).alt(Halt))
+    target = _value(_target().alt(Halt))
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
-    fused = _value(_captured(model, example, leaves).bind((clean() | fuse()).run))
+    fused = _value(_captured(model, example, leaves).bind((clean() | fuse("float32")).run))
     recipe = _value(
         recipe_of(mapping, model, fused.graph, leaves).alt(lambda fault: Halt(fault, fused))
     )
@@ -265,31 +264,12 @@ def _kept_whole(config: PrepareConfig, model: nn.Module) -> tuple[str, ...]:
 # Targets.
 
 
-def _target(mapping: Any) -> Result[Target, Fault]:
-    """torch's own ranges: weights down to -128, activations as the mapping's first QConfig says."""
+def _target() -> Result[Target, Fault]:
+    """torch's own ranges: weights down to -128, activations as far as each QConfig says."""
     engine = torch.backends.quantized.engine
-    return native(engine if engine in ENGINES else "x86").bind(
-        lambda target: _activations(mapping, target).map(
-            lambda activation: replace(
-                target, activation=activation, weight=IntRange(DType.INT8, -128, 127)
-            )
-        )
+    return native(engine if engine in ENGINES else "x86").map(
+        lambda target: replace(target, activation=UINT8, weight=IntRange(DType.INT8, -128, 127))
     )
-
-
-def _activations(mapping: Any, target: Target) -> Result[IntRange, Fault]:
-    """The widest range of activations that some QConfig of the mapping asks for."""
-    found = [scheme_of_qconfig(qconfig) for qconfig in _qconfigs(mapping).values()]
-    ranges = [
-        IntRange(DType.UINT8, asked.qmin, asked.qmax)
-        for result in found
-        if (scheme := result.value_or(None)) is not None
-        and (asked := scheme.activation) is not None
-        and asked.dtype is DType.UINT8
-        and asked.observer.kind != "fixed"
-    ]
-    widest = max(ranges, key=lambda held: held.qmax - held.qmin, default=target.activation)
-    return Success(widest)
 
 
 # Configs.

@@ -51,6 +51,10 @@ def _plain(make: Callable[[], Pass]) -> Callable[[Options], Result[Pass, Fault]]
     return made
 
 
+def _fuse(options: Options) -> Result[Pass, Fault]:
+    return Success(fuse("float32" if options.get("formula") == "float32" else "float64"))
+
+
 def _observe(options: Options) -> Result[Pass, Fault]:
     held = options.get("targets")
     listed = held if isinstance(held, tuple) else ()
@@ -81,7 +85,7 @@ def _lower(options: Options) -> Result[Pass, Fault]:
 _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyType(
     {
         "clean": _plain(clean),
-        "fuse": _plain(fuse),
+        "fuse": _fuse,
         "decompose_recurrent": _plain(decompose_recurrent),
         "decompose_attention": _plain(decompose_attention),
         "fold": _plain(fold),

@@ -4,14 +4,17 @@
       = (w · f)·x + ((b - mean) · f + beta),   f = gamma / sqrt(var + eps)
 
 per output channel (Jacob et al. 2018, §3.2). All of it in float64, rounded once to the type of the
-weight: IEEE elementwise, so the bits are the same on every machine.
+weight: IEEE elementwise, so the bits are the same on every machine. In float32 it is computed in
+the order of torch's `fuse_conv_bn_weights` and `fuse_linear_bn_weights`, to their bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
+from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
 
@@ -25,6 +28,7 @@ from fqx.kit.result import Result, fold, gather
 from fqx.match.pattern import anything, op, optional, stored
 from fqx.match.rule import Change, Made, Rule, Rules, rules
 from fqx.match.search import Match, Miss
+from fqx.num.scheme import Formula
 from fqx.num.tensors import memory_format, tensor_of, torch_dtype, weight_of
 from fqx.ops.catalogue import attr, operand, with_operand
 
@@ -42,7 +46,7 @@ RANKS: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
-    """What goes into a folding, in float64; absent parts are None."""
+    """What goes into a folding, in the formula's precision; absent parts are None."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -54,13 +58,13 @@ class _Tensors:
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
-    """The new weight and bias, in float64."""
+    """The new weight and bias, in the formula's precision."""
 
     weight: torch.Tensor
     bias: torch.Tensor
 
 
-def _fold_norm(found: Match) -> Made:
+def _fold_norm(found: Match, formula: Formula) -> Made:
     layer = found.node("layer")
     if layer is None:
         return Miss("there is no layer before it")
@@ -68,8 +72,8 @@ def _fold_norm(found: Match) -> Made:
     if why is not None:
         return Miss(why, found.root.id)
     return fold(
-        _tensors(found),
-        lambda tensors: _change(found, layer, tensors),
+        _tensors(found, torch.float64 if formula == "float64" else torch.float32),
+        lambda tensors: _change(found, layer, tensors, _FORMULAS[formula]),
         _itself,
     )
 
@@ -92,15 +96,15 @@ def _obstacle(found: Match, layer: Node) -> str | None:
     return None
 
 
-def _tensors(found: Match) -> Result[_Tensors, Fault]:
+def _tensors(found: Match, dtype: torch.dtype) -> Result[_Tensors, Fault]:
     names = [name for name in ("weight", "bias", "gamma", "beta", "mean", "var") if found.has(name)]
     weights = [found.weight(name) for name in names]
     values = gather(tensor_of(weight) for weight in weights if weight is not None)
-    return values.map(lambda tensors: _named(dict(zip(names, tensors, strict=True))))
+    return values.map(lambda tensors: _named(dict(zip(names, tensors, strict=True)), dtype))
 
 
-def _named(held: Mapping[str, torch.Tensor]) -> _Tensors:
-    by_name = {name: tensor.to(torch.float64) for name, tensor in held.items()}
+def _named(held: Mapping[str, torch.Tensor], dtype: torch.dtype) -> _Tensors:
+    by_name = {name: tensor.to(dtype) for name, tensor in held.items()}
     return _Tensors(
         by_name["weight"],
         by_name.get("bias"),
@@ -111,9 +115,9 @@ def _named(held: Mapping[str, torch.Tensor]) -> _Tensors:
     )
 
 
-def _change(found: Match, layer: Node, tensors: _Tensors) -> Made:
+def _change(found: Match, layer: Node, tensors: _Tensors, compute: _Compute) -> Made:
     eps = attr(found.root, "eps")
-    folded = _folded(tensors, float(eps) if isinstance(eps, int | float) else 0.0, layer)
+    folded = compute(tensors, float(eps) if isinstance(eps, int | float) else 0.0, layer)
     if folded is None:
         return Miss("a running variance is negative or zero, the folded weight would not be finite")
     weight, path = found.weight("weight"), found.path("weight")
@@ -139,6 +143,26 @@ def _folded(tensors: _Tensors, eps: float, layer: Node) -> _Folded | None:
     moved = (bias - tensors.mean) * factor
     weight = tensors.weight * _along_channels(factor, tensors.weight, layer)
     return _Folded(weight, moved if tensors.beta is None else moved + tensors.beta)
+
+
+def _folded_single(tensors: _Tensors, eps: float, layer: Node) -> _Folded | None:
+    """As torch folds, operation by operation: convolutions multiply their bias by gamma last."""
+    inverse = torch.rsqrt(tensors.var + eps)
+    gamma = torch.ones_like(inverse) if tensors.gamma is None else tensors.gamma
+    beta = torch.zeros_like(inverse) if tensors.beta is None else tensors.beta
+    bias = torch.zeros_like(inverse) if tensors.bias is None else tensors.bias
+    factor, centred = gamma * inverse, bias - tensors.mean
+    if not bool(torch.isfinite(factor).all()):
+        return None
+    moved = centred * factor if layer.op == "linear" else centred * inverse * gamma
+    weight = tensors.weight * _along_channels(factor, tensors.weight, layer)
+    return _Folded(weight, moved + beta)
+
+
+_Compute: TypeAlias = Callable[[_Tensors, float, Node], _Folded | None]
+_FORMULAS: Mapping[Formula, _Compute] = MappingProxyType(
+    {"float64": _folded, "float32": _folded_single}
+)
 
 
 def _along_channels(factor: torch.Tensor, weight: torch.Tensor, layer: Node) -> torch.Tensor:
@@ -222,25 +246,26 @@ def _left_over(found: Match) -> tuple[Path, ...]:
     return (Path(f"{_stem(mean)}num_batches_tracked"),)
 
 
-FOLDINGS: Rules = rules(
-    # batch_norm(conv(x, w, b), gamma, beta, mean, var) -> conv(x, w', b')
-    Rule(
-        RuleName("fuse.batch_norm"),
-        op("batch_norm")(
-            op(*RANKS)(anything("x"), stored("weight"), optional(stored("bias")))
-            .named("layer")
-            .alone(),
-            optional(stored("gamma")),
-            optional(stored("beta")),
-            stored("mean"),
-            stored("var"),
-        )
-        .having(training=False)
-        .where(
-            "it normalizes by the statistics of the batch itself",
-            lambda norm: operand(norm, "mean") is not None and operand(norm, "var") is not None,
+def foldings(formula: Formula = "float64") -> Rules:
+    """Rules that take a norm into the weights before it, computed in this precision."""
+    return rules(
+        # batch_norm(conv(x, w, b), gamma, beta, mean, var) -> conv(x, w', b')
+        Rule(
+            RuleName("fuse.batch_norm"),
+            op("batch_norm")(
+                op(*RANKS)(anything("x"), stored("weight"), optional(stored("bias")))
+                .named("layer")
+                .alone(),
+                optional(stored("gamma")),
+                optional(stored("beta")),
+                stored("mean"),
+                stored("var"),
+            )
+            .having(training=False)
+            .where(
+                "it normalizes by the statistics of the batch itself",
+                lambda norm: operand(norm, "mean") is not None and operand(norm, "var") is not None,
+            ),
+            lambda found: _fold_norm(found, formula),
         ),
-        _fold_norm,
-    ),
-)
-"""Rules that take a norm into the weights before it."""
+    )

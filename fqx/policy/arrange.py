@@ -552,7 +552,7 @@ class _Desk:
             return Params(edge.value, asks, (edge.value,))
         if edge.value in given:
             held = given[edge.value]
-            same = held.fixed is not None or _integers(held.spec) == _integers(asks)
+            same = held.fixed is not None or _lies_in(held.spec, asks)
             return held if same else Params(edge.value, asks, held.sources)
         if shared.fixed is not None or shared.spec == asks:
             return shared
@@ -575,6 +575,13 @@ def _whole(observer: ObserverSpec) -> ObserverSpec:
 
 def _integers(spec: QSpec) -> tuple[object, ...]:
     return (spec.dtype, spec.qmin, spec.qmax, spec.symmetric, spec.axis)
+
+
+def _lies_in(held: QSpec, asks: QSpec) -> bool:
+    """Whether a kernel that takes the integers of `asks` takes those of `held` as they are."""
+    ends = replace(asks, qmin=held.qmin, qmax=held.qmax)
+    inside = asks.qmin <= held.qmin and held.qmax <= asks.qmax
+    return inside and _integers(held) == _integers(ends)
 
 
 def _taps(sharing: _Sharing, seats: Iterable[Seat]) -> tuple[Tap, ...]:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from fqx.ir.arg import Arg, DType, NodeRef, Training, WeightRef
 from fqx.ir.graph import Graph
@@ -14,9 +15,10 @@ from fqx.ir.trail import Trail
 from fqx.ir.weight import Layout, Role
 from fqx.judge.evaluate import evaluate
 from fqx.match.explain import explain
+from fqx.num.tensors import tensor_of
 from fqx.ops.types import types
 from fqx.passes.fuse import fuse
-from fqx.passes.fuse_norms import FOLDINGS
+from fqx.passes.fuse_norms import foldings
 from fqx.testing.draft import Draft
 
 torch.manual_seed(0)
@@ -111,8 +113,38 @@ def test_two_norms_behind_each_other_are_both_folded() -> None:
     close(graph, torch.randn(2, 3, 6, 6))
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("op", ["conv2d", "conv_transpose2d", "linear"])
+def test_single_precision_gives_the_bits_of_torch(op: str, biased: bool) -> None:
+    # as wide as vectors and a rest, so that torch's vector and scalar code both have a part
+    channels, transposed = 37, op == "conv_transpose2d"
+    shape = {"linear": (channels, 5), "conv_transpose2d": (5, channels, 3, 3)}
+    weight, bias = torch.randn(shape.get(op, (channels, 5, 3, 3))), torch.randn(channels)
+    dims = (2, 5) if op == "linear" else (2, 5, 8, 8)
+    draft = Draft()
+    given: dict[str, Arg] = {"x": draft.input("x", *dims), "weight": draft.weight("c.w", weight)}
+    given |= {"bias": draft.weight("c.b", bias)} if biased else {}
+    graph = draft.graph(norm(draft, "bn", draft.call(op, "c", **given), channels))
+    parts = {
+        name: tensor_of(graph.weights[Path(f"bn.{name}")]).unwrap()
+        for name in ("running_mean", "running_var", "weight", "bias")
+    }
+    held = (parts["running_mean"], parts["running_var"], 1e-5, parts["weight"], parts["bias"])
+    wanted = (
+        fuse_linear_bn_weights(weight, bias if biased else None, *held)
+        if op == "linear"
+        else fuse_conv_bn_weights(weight, bias if biased else None, *held, transpose=transposed)
+    )
+    made = fuse("float32").run(graph).unwrap().graph
+    (node,) = (node for node in made if node.op == op)
+    for place, tensor in zip((1, 2), wanted, strict=True):
+        ref = node.args[place]
+        assert isinstance(ref, WeightRef)
+        assert torch.equal(tensor_of(made.weights[ref.path]).unwrap(), tensor)
+
+
 def reasons(graph: Graph) -> str:
-    (rule,) = FOLDINGS
+    (rule,) = foldings()
     return str(explain(rule, graph, types(graph)))
 
 
