@@ -225,8 +225,8 @@ _SUPPORT_REST = (
     "call, which two threads cannot set; `onednn` has it |",
     "| dynamic convolutions (`quantized.conv2d_dynamic`) | onednn's kernels with float "
     "results | torch's write the result in the scale of the input, which saturates |",
-    "| transposed convolutions on onednn and x86 | float | wrong in torch 2.13 for groups "
-    "and unequal channels |",
+    "| transposed convolutions wrong for unequal channels (onednn, x86) and for windows of 2 by 2 "
+    "(fbgemm) | the kernel of an engine that is right | torch 2.13 runs the wrong ones |",
     "| dynamic linears of modules use 7 bits always | 8 bits where sums are exact | one "
     "bit more of accuracy for nothing |",
     "| quantized bags always sum and forget `padding_idx` | every mode, and padding | "

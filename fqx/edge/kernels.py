@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ from fqx.ir.node import Node
 from fqx.kit.frozen import FrozenMap
 from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
+from fqx.policy.units import NEAREST
 from fqx.targets.shapes import AVERAGING, MOVING, ZERO_AWARE
 
 Run: TypeAlias = Callable[..., Any]
@@ -593,19 +595,31 @@ def _native_bounded(run: Run, attrs: Attrs) -> Run:
     return bounded
 
 
-def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
-    """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes."""
+def _own_engine(_: Tensor, attrs: Attrs) -> str:
+    engine: str = attrs["engine"]
+    return engine
+
+
+def _native_weighted(
+    name: str,
+    prepack: Callable[..., Any],
+    engine_for: Callable[[Tensor, Attrs], str] = _own_engine,
+) -> Bind:
+    """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes.
+
+    Whose kernel runs is decided when the weight is packed, for the engine `engine_for` names.
+    """
 
     def bound(attrs: Attrs) -> Run:
         hush()
         suffix = "_relu" if attrs.get("relu") else ""
         packet = getattr(_QUANTIZED, f"{name}{suffix}")
         call = packet.new if "new" in packet.overloads() else packet.default
-        scale_out, zero_out, engine = attrs["scale"], attrs["zero_point"], attrs["engine"]
+        scale_out, zero_out = attrs["scale"], attrs["zero_point"]
 
         def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
             held = None if bias is None else bias.detach().float()
-            with using_engine(engine):
+            with using_engine(engine_for(weight, attrs)):
                 return (prepack(quantized_weight(weight, scale), held, attrs),)
 
         packs = Packs(make)
@@ -703,6 +717,27 @@ def _conv_transpose_prepack(dims: int) -> Callable[..., Any]:
         return call(weight, bias, *(list(attrs[name]) for name in names), attrs["groups"])
 
     return prepack
+
+
+def _transposing_engine(weight: Tensor, attrs: Attrs) -> str:
+    """The engine whose transposed convolution is right for this weight.
+
+    torch 2.13's onednn (x86 takes it too) mixes up unequal channels and takes no output padding,
+    fbgemm's is wrong for windows of 2 by 2. qnnpack's of one and two dimensions is right, and a
+    step off fbgemm's now and then.
+    """
+    engine: str = attrs["engine"]
+    equal = weight.shape[0] == weight.shape[1] * attrs["groups"]
+    plain, narrow = equal and not any(attrs["output_padding"]), weight.shape[2:] == (2, 2)
+    match engine:
+        case "x86" if not plain:
+            return "qnnpack" if narrow else "fbgemm"
+        case "fbgemm" if narrow:
+            return "qnnpack"
+        case "onednn" if not plain and weight.dim() < 5:
+            return "qnnpack"
+        case _:
+            return engine
 
 
 def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
@@ -810,23 +845,27 @@ def _native_pair(name: str) -> Bind:
     return bound
 
 
-def _native_number(compute: Callable[[Tensor, float], Tensor]) -> Bind:
-    """An activation and a number, in float32: the result has a scale of its own.
+def _native_number(name: str) -> Bind:
+    """An activation and a number: torch's kernel of two, the number being one quantized value.
 
-    torch's `add_scalar` and `mul_scalar` choose that scale themselves.
+    torch's `add_scalar` and `mul_scalar` choose the scale of the result themselves, and round the
+    number to the activation's.
     """
 
     def bound(attrs: Attrs) -> Run:
-        requantize, acts = _native_quantize(attrs), attrs["relu"]
-
-        def run(x: Tensor, y: float) -> Tensor:
-            made = compute(x.dequantize(), y)
-            result: Tensor = requantize(made.relu_() if acts else made)
-            return result
-
-        return run
+        hush()
+        call = getattr(_QUANTIZED, f"{name}_relu" if attrs["relu"] else name).default
+        out, number = (attrs["scale"], attrs["zero_point"]), lru_cache(maxsize=1)(_one_value)
+        return _native_bounded(lambda x, y: call(x, number(y), *out), attrs)
 
     return bound
+
+
+def _one_value(number: float) -> Tensor:
+    """A number that float32 has as one quantized value, exactly: `(q - z) · |number|`."""
+    size = min(abs(number), _LARGEST)
+    plain = torch.tensor(int(number > 0), dtype=torch.uint8)
+    return torch._make_per_tensor_quantized_tensor(plain, size or 1.0, int(number < 0))
 
 
 def _native_alone(name: str, *extra: str) -> Bind:
@@ -977,6 +1016,13 @@ def _native_moving(plain: Bind) -> Bind:
     return bound
 
 
+def _native_interpolate(attrs: Attrs) -> Run:
+    """Nearest values move as integers; between values torch averages quantized ones."""
+    hush()
+    plain = _canonical("interpolate")(attrs)
+    return _on_integers(plain) if attrs["mode"] in NEAREST else plain
+
+
 def _native_direct(op: str) -> Bind:
     """An operator that torch itself runs on quantized tensors."""
 
@@ -1062,7 +1108,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         },
         **{
             OpName(f"native.conv_transpose{n}d"): _native_weighted(
-                f"conv_transpose{n}d", _conv_transpose_prepack(n)
+                f"conv_transpose{n}d", _conv_transpose_prepack(n), _transposing_engine
             )
             for n in (1, 2, 3)
         },
@@ -1078,8 +1124,8 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         },
         OpName("native.add"): _native_pair("add"),
         OpName("native.mul"): _native_pair("mul"),
-        OpName("native.add_number"): _native_number(torch.add),
-        OpName("native.mul_number"): _native_number(torch.mul),
+        OpName("native.add_number"): _native_number("add"),
+        OpName("native.mul_number"): _native_number("mul"),
         OpName("native.sigmoid"): _native_fixed(torch.sigmoid, 1 / 256, 0),
         OpName("native.tanh"): _native_fixed(torch.tanh, 2 / 256, 128),
         OpName("native.hardsigmoid"): _native_fixed(torch.nn.functional.hardsigmoid, 1 / 256, 0),
@@ -1100,6 +1146,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             else _native_moving(PLAIN[op] if op in PLAIN else _canonical(op))
             for op in (*MOVING, *ZERO_AWARE, *AVERAGING)
         },
+        OpName("native.interpolate"): _native_interpolate,
     }
 )
 """Every kernel by its name."""

@@ -23,7 +23,7 @@ from fqx.targets.shapes import shape_kernels, shape_kinds
 ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
 
 _WEIGHTED = frozenset({Need.CONSTANT_WEIGHT, Need.CONSTANT_BIAS, Need.FLOAT32})
-_PAIR_NEEDS = frozenset({Need.SAME_SHAPE, Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
+_PAIR_NEEDS = frozenset({Need.UNSCALED, Need.NO_NUMBERS, Need.FLOAT32})
 _CONV = ("stride", "padding", "dilation", "groups")
 _RANGED = ("qmin", "qmax", "symmetric", "output")
 _OUT = ("scale", "zero_point", "qmin", "qmax")
@@ -83,11 +83,10 @@ ALONE: tuple[str, ...] = (
 
 WEIGHTLESS: tuple[UnitKind, ...] = (
     *(_plain("add", absorbs, ("x", "y"), *_PAIR_NEEDS) for absorbs in (("relu",), ())),
-    *(
-        _plain("mul", absorbs, ("x", "y"), Need.NO_NUMBERS, Need.SAME_SHAPE)
-        for absorbs in (("relu",), ())
-    ),
-    *(_with_number(op, absorbs) for op in ("add", "mul") for absorbs in (("relu",), ())),
+    *(_plain("mul", absorbs, ("x", "y"), Need.NO_NUMBERS) for absorbs in (("relu",), ())),
+    # a product with a number has the integers of its input: a relu behind it only compares those
+    *(_with_number("add", absorbs) for absorbs in (("relu",), ())),
+    _with_number("mul", ()),
     *(_plain(op, (), ("x",)) for op in ALONE),
     *(_asked(op, (), ("x", "y"), Need.MATRICES) for op in CONTRACTIONS),
     _asked("prelu", (), ("x",)),
@@ -122,12 +121,15 @@ def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
 
 _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
     {
-        # torch 2.13: onednn's transposed convolutions (x86 takes those too) are wrong for groups
-        # and unequal channels, fbgemm's of two dimensions where stride and window are equal,
-        # qnnpack's of three everywhere
-        "x86": (),
-        "onednn": (),
-        "fbgemm": _transposed((1, 3)),
+        # torch 2.13: onednn's are wrong for unequal channels and take no output padding, qnnpack's
+        # of three dimensions are wrong everywhere; where another engine's is right and exact within
+        # the same ranges, the kernel takes that
+        "x86": _transposed((1, 2, 3)),
+        "onednn": (
+            *_transposed((1, 2)),
+            *_transposed((3,), Need.EQUAL_CHANNELS, Need.NO_OUTPUT_PADDING),
+        ),
+        "fbgemm": _transposed((1, 2, 3)),
         "qnnpack": _transposed((1, 2)),
     }
 )

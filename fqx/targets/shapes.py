@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from fqx.ir.names import OpName
@@ -79,7 +80,15 @@ def shape_kinds(form: str) -> tuple[UnitKind, ...]:
     torch's quantized tensors, are kernels called `<form>.<op>`. `reference` has no kernels.
     """
     averages = () if form == "plain" else AVERAGING
-    return tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE, *averages))
+    kinds = tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE, *averages))
+    return kinds if form == "plain" else (*kinds, _bilinear(form))
+
+
+def _bilinear(form: str) -> UnitKind:
+    """Averages of four values in an image, as those of a pool."""
+    kind = _kind(form, "interpolate")
+    needs = frozenset({Need.BILINEAR, Need.RANK_4})
+    return replace(kind, name="interpolate_bilinear", needs=needs, asked=True)
 
 
 def _kind(form: str, op: str) -> UnitKind:

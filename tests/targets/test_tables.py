@@ -35,7 +35,7 @@ def test_rows_name_operators_and_operands_of_the_catalogue(target: Target) -> No
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
 def test_rows_are_there_once(target: Target) -> None:
-    keys = [(kind.anchor, kind.absorbs, kind.int8, kind.mode) for kind in target.units]
+    keys = [(k.anchor, k.absorbs, k.int8, k.mode, k.needs) for k in target.units]
     assert len(keys) == len(set(keys))
 
 
