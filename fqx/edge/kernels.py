@@ -60,7 +60,29 @@ def bind(op: OpName, attrs: FrozenMap[Arg]) -> Run:
 
 
 def _quantize(attrs: Attrs) -> Run:
-    """`clamp(rint(x · (1/s)) + z, qmin, qmax)`, bit for bit as `fqx.num.affine` computes it.
+    """`clamp(rint(x · (1/s)) + z, qmin, qmax)`, bit for bit as `fqx.num.affine` computes it."""
+    return _quantize_at_zero(attrs) if attrs["zero_point"] == 0 else _quantize_off_zero(attrs)
+
+
+def _quantize_at_zero(attrs: Attrs) -> Run:
+    """By torch's own kernel, in one pass: it rounds `x · (1/s) + z`, which is the same for 0."""
+    hush()
+    scale, plain = attrs["scale"], _OUTPUTS[attrs["output"]]
+    dtype = torch.quint8 if plain == torch.uint8 else torch.qint8
+    template, (low, high) = torch.empty(0, dtype=plain), (attrs["qmin"], attrs["qmax"])
+
+    def run(x: Tensor) -> Tensor:
+        held = torch.quantize_per_tensor(x.detach().to(torch.float32), scale, 0, dtype)
+        return viewed(held, template)
+
+    limits = torch.iinfo(plain)
+    if (low, high) == (limits.min, limits.max):
+        return run
+    return lambda x: run(x).clamp_(low, high)
+
+
+def _quantize_off_zero(attrs: Attrs) -> Run:
+    """In torch's float arithmetic.
 
     torch converts float32 to uint8 one element at a time, but int32 to uint8 and all arithmetic in
     vectors; the integer is therefore read out of the float's mantissa and shifted in uint8, which
@@ -77,25 +99,21 @@ def _quantize(attrs: Attrs) -> Run:
         bits = x.detach().to(torch.float32).mul(inverse).clamp_(low, high).add_(_MAGIC)
         return bits.view(torch.int32).to(dtype).add_(wrapped)
 
-    def run_at_zero(x: Tensor) -> Tensor:
-        bits = x.detach().to(torch.float32).mul(inverse).clamp_(low, high).add_(_MAGIC)
-        return bits.view(torch.int32).to(dtype)
-
-    return run if wrapped else run_at_zero
+    return run
 
 
 def _dequantize(attrs: Attrs) -> Run:
     """`(q - z) · s` in float32, then the float dtype of the model."""
-    scale, zero_point = float(torch.tensor(attrs["scale"])), attrs["zero_point"]
+    hush()
     dtype = attrs["dtype"]
+    templates = {
+        plain: quantized_template(attrs["scale"], attrs["zero_point"], held)
+        for plain, held in ((torch.uint8, torch.quint8), (torch.int8, torch.qint8))
+    }
 
-    def run(q: Tensor) -> Tensor:
-        return q.to(torch.float32).sub_(zero_point).mul_(scale)
+    def exact(q: Tensor) -> Tensor:
+        return viewed(q, templates[q.dtype]).dequantize()
 
-    def run_at_zero(q: Tensor) -> Tensor:
-        return q.to(torch.float32).mul_(scale)
-
-    exact = run if zero_point else run_at_zero
     if dtype == torch.float32:
         return exact
     return lambda q: exact(q).to(dtype)
@@ -636,6 +654,11 @@ def _native_weighted(
     return bound
 
 
+_LAYOUTS = MappingProxyType(
+    {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+)
+
+
 def _packed_conv(dims: int) -> Bind:
     """torch's convolution of a packed weight on plain uint8, which it sees as its own dtype.
 
@@ -651,6 +674,8 @@ def _packed_conv(dims: int) -> Bind:
         call = packet.new if "new" in packet.overloads() else packet.default
         scale_out, zero_out, engine = attrs["scale"], attrs["zero_point"], attrs["engine"]
         template = quantized_template(attrs["x_scale"], attrs["x_zero_point"])
+        # torch rearranges plain integers much faster than quantized ones
+        layout = _LAYOUTS[dims]
 
         def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
             held = None if bias is None else bias.detach().float()
@@ -664,8 +689,8 @@ def _packed_conv(dims: int) -> Bind:
             state = packs.state
             if stale(state, weight, scale) or _other_bias(state, bias):
                 state = packs.renew(weight, scale, bias)
-            made: Tensor = call(viewed(x, template), state[5], scale_out, zero_out)
-            return viewed(made, PLAIN_TEMPLATE)
+            held = viewed(x.contiguous(memory_format=layout), template)
+            return viewed(call(held, state[5], scale_out, zero_out), PLAIN_TEMPLATE)
 
         return _bounded(run, attrs)
 

@@ -102,11 +102,9 @@ def viewed(x: Tensor, template: Tensor) -> Tensor:
     return here.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
 
 
-def quantized_template(scale: float, zero_point: int) -> Tensor:
-    """An empty quint8 tensor with these qparams."""
-    return torch._empty_affine_quantized(
-        [0], scale=scale, zero_point=zero_point, dtype=torch.quint8
-    )
+def quantized_template(scale: float, zero_point: int, dtype: torch.dtype = torch.quint8) -> Tensor:
+    """An empty quantized tensor with these qparams."""
+    return torch._empty_affine_quantized([0], scale=scale, zero_point=zero_point, dtype=dtype)
 
 
 PLAIN_TEMPLATE = torch.empty(0, dtype=torch.uint8)

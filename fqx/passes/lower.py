@@ -11,7 +11,6 @@ move into the kernel's attributes and do not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -297,7 +296,7 @@ class _Shop:
         draft = self._draft(unit, None if behind is None else _quantizer(behind))
         if isinstance(draft, NoUnit):
             return draft
-        draft = _packed(draft, self.kernels)
+        draft = self._packed(draft)
         self._accept(unit, draft, behind)
         made = Lowered(anchor.id, unit.kind.name, unit.nodes, draft.op, form)
         self.units.append(made)
@@ -424,6 +423,31 @@ class _Shop:
         kernel = unit.kind.kernel
         assert kernel is not None
         return Node(anchor.id, kernel, args, FrozenMap(attrs), self._origin(unit))
+
+    def _packed(self, draft: Node) -> Node:
+        """The kernel of a packed weight instead, where the pointwise one pays for a zero point.
+
+        It gives the same integers. Where the weight spans more than one pixel and the zero point is
+        not 0, the pointwise kernel works its share of every sum out again in each call.
+        """
+        op = OpName(draft.op.replace("onednn.", "packed.", 1))
+        attrs = dict(draft.attrs.items())
+        if op == draft.op or op not in self.kernels or attrs["output"] != "uint8":
+            return draft
+        activation = attrs.pop("activation")
+        del attrs["activation_args"]
+        weight = draft.args[1]
+        assert isinstance(weight, WeightRef)
+        extent = self._weight_shape(weight)[2:]
+        plain = activation in ("none", "relu") and attrs["x_zero_point"] != 0
+        if not plain or all(size == 1 for size in extent):
+            return draft
+        attrs |= {"relu": activation == "relu", "engine": "onednn"}
+        return replace(draft, op=op, attrs=FrozenMap(attrs))
+
+    def _weight_shape(self, ref: WeightRef) -> tuple[int, ...]:
+        source = self.source
+        return source.weights[source.ties.get(ref.path) or ref.path].shape
 
     def _origin(self, unit: Unit) -> Origin:
         origin = self.source[unit.anchor].origin
@@ -851,23 +875,6 @@ def _called(node: Node, name: NodeId) -> Node:
 
 
 # Additions into the addend's own memory.
-
-
-def _packed(node: Node, kernels: AbstractSet[OpName]) -> Node:
-    """The kernel of a packed weight instead, where the input has a zero point other than 0.
-
-    It gives the same integers, and the pointwise one pays for the zero point in every call.
-    """
-    op = OpName(node.op.replace("onednn.", "packed.", 1))
-    attrs = dict(node.attrs.items())
-    if op == node.op or op not in kernels or attrs["output"] != "uint8":
-        return node
-    activation = attrs.pop("activation")
-    del attrs["activation_args"]
-    if activation not in ("none", "relu") or attrs["x_zero_point"] == 0:
-        return node
-    attrs |= {"relu": activation == "relu", "engine": "onednn"}
-    return replace(node, op=op, attrs=FrozenMap(attrs))
 
 
 def _with_free_addends(graph: Graph) -> Graph:
