@@ -124,6 +124,11 @@ def _shift(_: Attrs) -> Run:
     return lambda q: q.view(torch.uint8).bitwise_xor(128)
 
 
+def _channels_last(_: Attrs) -> Run:
+    """The same values in the layout that convolutions read fastest."""
+    return lambda x: x.contiguous(memory_format=torch.channels_last)
+
+
 # Plain integers that only move or compare.
 
 
@@ -222,6 +227,26 @@ def _conv(dims: int) -> Bind:
         return _bounded(run, attrs)
 
     return bound
+
+
+def _conv2d_as_linear(attrs: Attrs) -> Run:
+    """A convolution of single points, as a linear over the channels; the view costs no copy."""
+    x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
+    tail = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs))
+    call = _ONEDNN.qlinear_pointwise.default
+    packs = Packs(lambda weight, scale: _linear_pack(weight.flatten(1), scale))
+
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
+        state = packs.state
+        if stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        _, _, _, packed, scales, zeros = state
+        # contiguous where x is channels-last
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        result: Tensor = call(rows, x_scale, x_zero, packed, scales, zeros, bias, *tail)
+        return result.permute(0, 3, 1, 2)
+
+    return _bounded(run, attrs)
 
 
 def _conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
@@ -1109,8 +1134,10 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("quantize"): _quantize,
         OpName("dequantize"): _dequantize,
         OpName("plain.shift"): _shift,
+        OpName("plain.channels_last"): _channels_last,
         **{OpName(f"plain.{name}"): binder for name, binder in PLAIN.items()},
         **{OpName(f"onednn.conv{n}d"): _conv(n) for n in (1, 2, 3)},
+        OpName("onednn.conv2d_as_linear"): _conv2d_as_linear,
         OpName("onednn.conv2d_add"): _conv2d_add,
         OpName("onednn.linear"): _linear,
         OpName("onednn.linear_add"): _linear_add,

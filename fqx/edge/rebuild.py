@@ -21,6 +21,7 @@ from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
 from fqx.passes.smooth import equalize_inputs, smooth
+from fqx.policy.costs import costs_from_arg
 from fqx.policy.recipe import recipe_from_arg
 
 Options = FrozenMap[Arg]
@@ -79,7 +80,9 @@ def _places(arg: Arg) -> tuple[int | str, ...]:
 
 
 def _lower(options: Options) -> Result[Pass, Fault]:
-    return target_from_arg(options.get("target")).map(lower)
+    return target_from_arg(options.get("target")).bind(
+        lambda target: costs_from_arg(options.get("costs")).map(lambda held: lower(target, held))
+    )
 
 
 _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyType(

@@ -52,15 +52,15 @@ def _either(found: Type | str) -> Type | str:
     return found
 
 
-_SUFFIXES = ("_add", "_dynamic", "_weight_only", "_float16")
+_SUFFIXES = ("_as_linear", "_add", "_dynamic", "_weight_only", "_float16")
 
 
 def kernel_type(node: Node, lookup: Lookup) -> Type:
     """The type of a kernel's value: the dims of the operator it computes, the dtype it writes.
 
-    A kernel is named `target.op`, with `_add` where it absorbs an addition and with its mode where
-    that is not static, and its operands start with those of the op. One with an attribute `output`
-    writes that dtype.
+    A kernel is named `target.op`, with `_add` where it absorbs an addition, `_as_linear` where it
+    runs as one, and with its mode where that is not static, and its operands start with those of
+    the op. One with an attribute `output` writes that dtype.
     """
     target, _, name = node.op.partition(".")
     for suffix in _SUFFIXES:

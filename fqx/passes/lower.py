@@ -29,7 +29,12 @@ from fqx.kit.result import Result
 from fqx.num.affine import quantize
 from fqx.ops.catalogue import OPS, Trait
 from fqx.ops.types import types
+from fqx.passes.choose import Decision, Offer, choosing, packed_kernel
+from fqx.passes.float_units import floated
 from fqx.passes.pipeline import Pass, Rewrite
+from fqx.policy.costs import Call, Costs, costs_to_arg
+from fqx.policy.cut import price, uniform
+from fqx.policy.priced import Estimate, Priced
 from fqx.policy.target import Target, target_to_arg
 from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, unit_at
 
@@ -49,11 +54,16 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """What lower did: every unit that became a kernel, and why each other one stays float."""
+    """What lower did: every unit that became a kernel, and why each other one stays float.
+
+    With a table of costs also what it said: `priced` holds every unit with its candidates.
+    """
 
     target: Target
     units: tuple[Lowered, ...]
     misses: tuple[NoUnit, ...]
+    priced: tuple[Priced, ...] = ()
+    estimate: Estimate | None = None
 
     kind = "lowering"
 
@@ -73,6 +83,8 @@ class Lowering:
                 for item in self.units
             ],
             "misses": [{"node": miss.at, "why": miss.why} for miss in self.misses],
+            "priced": [item.to_json() for item in self.priced],
+            "estimate": None if self.estimate is None else self.estimate.to_json(),
         }
 
     def __repr__(self) -> str:
@@ -83,32 +95,88 @@ class Lowering:
         lines = [f"Lowering to {self.target.label}: {len(self.units)} kernels"]
         lines += [f"  {count} × {kernel}" for kernel, count in top]
         lines += [f"  float: {miss.at}: {miss.why}" for miss in self.misses[:3]]
+        lines += [f"  float: {item.anchor}: {item}" for item in self.priced if item.floating][:3]
         return "\n".join(lines)
 
 
-def lower(target: Target) -> Pass:
+def lower(target: Target, costs: Costs | None = None) -> Pass:
     """Replaces every unit the target has a kernel for; the others stay float, with a reason.
 
     Takes QUANTIZED graphs, gives LOWERED ones; its evidence is a `Lowering`. A unit fed the same
     integers gives the reference unit's within one quantum.
+
+    With `costs` each unit takes its cheapest kernel, and runs in float where the whole program then
+    costs less, conversions counted. A unit in float computes the reference program's operators on
+    the reference program's weights. Between two units in float no value is rounded: it is clamped
+    to the range it had, which moves it by at most half a quantum. Fails with MISSING_PAYLOAD
+    where a weight goes back to float that is not loaded.
     """
-    brief: FrozenMap[Arg] = FrozenMap({"target": target.label})
+    options: dict[str, Arg] = {"target": target_to_arg(target)}
+    brief: dict[str, Arg] = {"target": target.label}
+    if costs is not None:
+        options["costs"] = costs_to_arg(costs)
+        brief["costs"] = f"{costs.name} {costs.digest[:12]}"
     return Pass(
         "lower",
-        FrozenMap({"target": target_to_arg(target)}),
+        FrozenMap(options),
         frozenset({Stage.QUANTIZED}),
         Stage.LOWERED,
-        lambda graph: _lower(graph, target),
-        brief=brief,
+        lambda graph: _lower(graph, target, costs),
+        brief=FrozenMap(brief),
     )
 
 
-def _lower(graph: Graph, target: Target) -> Result[Rewrite, Fault]:
-    shop = _Shop(graph, target)
+def _lower(graph: Graph, target: Target, costs: Costs | None) -> Result[Rewrite, Fault]:
+    first = _worked(_Shop(graph, target))
+    if costs is None:
+        return _made(graph, first)
+    decision, _ = _decided(first, costs)
+    return floated(graph, decision, first.taken).bind(
+        lambda done: _made(graph, _priced(done, target, costs, decision))
+    )
+
+
+def decide(graph: Graph, target: Target, costs: Costs) -> tuple[Decision, tuple[Call, ...]]:
+    """What `lower` with these costs would do, and every call whose price that takes."""
+    return _decided(_worked(_Shop(graph, target)), costs)
+
+
+def _decided(shop: _Shop, costs: Costs) -> tuple[Decision, tuple[Call, ...]]:
+    offers = tuple(shop.offers)
+    return choosing(shop.source, offers, shop.target, costs, shop.users, shop.types)
+
+
+def _worked(shop: _Shop) -> _Shop:
     shop.work()
-    made = shop.graph()
-    edits = edits_between(graph, made, lambda _: NAME)
+    return shop
+
+
+def _made(graph: Graph, shop: _Shop) -> Result[Rewrite, Fault]:
+    edits = edits_between(graph, shop.graph(), lambda _: NAME)
     return rewritten(graph, edits).map(lambda done: Rewrite(done.graph, done.diff, shop.lowering()))
+
+
+def _priced(graph: Graph, target: Target, costs: Costs, decision: Decision) -> _Shop:
+    """The rewritten graph, lowered as decided."""
+    rulings = decision.rulings
+    moved = frozenset(name for item in rulings if item.floating for name in item.offer.nodes)
+    chosen = {item.offer.anchor: item.chosen.node for item in rulings if not item.offer.mover}
+    shop = _Shop(graph, target, moved, chosen)
+    shop.priced = tuple(
+        Priced(
+            item.offer.anchor,
+            item.offer.unit,
+            item.offer.nodes,
+            item.chosen.name,
+            tuple((one.name, one.price) for one in item.candidates),
+            item.margin,
+        )
+        for item in rulings
+    )
+    prices = (price(decision.problem, decision.cut.floating), *uniform(decision.problem))
+    whole, int8, floating = ((found or 0) / 1e3 for found in prices)
+    shop.estimate = Estimate(costs.name, costs.digest, whole, int8, floating)
+    return _worked(shop)
 
 
 _Operands: TypeAlias = tuple[tuple[Arg, ...], dict[str, Arg]]
@@ -136,7 +204,9 @@ class _Integers:
 class _Shop:
     """A graph while its units are replaced.
 
-    `borders` are the inputs that are integers, `wraps` what makes quantized tensors of them.
+    `barred` nodes stay float, `chosen` says which kernel an anchor gets; without it `offers` notes
+    what could be chosen among. `borders` are the inputs that are integers, `wraps` what makes
+    quantized tensors of them.
     `swaps` holds the new node at an id, `reads` what stands for a value now, `extra` the nodes
     that come right before an id, `late` the units by where they ended, `twins` the nodes
     on integers that take the names of those on floats where these are gone.
@@ -144,6 +214,8 @@ class _Shop:
 
     source: Graph
     target: Target
+    barred: frozenset[NodeId] = frozenset()
+    chosen: Mapping[NodeId, Node | None] | None = None
     users: dict[NodeId, tuple[Use, ...]] = field(init=False)
     position: dict[NodeId, int] = field(init=False)
     types: dict[NodeId, Type] = field(init=False)
@@ -158,6 +230,9 @@ class _Shop:
     claimed: set[NodeId] = field(default_factory=set)
     taken: dict[NodeId, None] = field(default_factory=dict)
     units: list[Lowered] = field(default_factory=list)
+    offers: list[Offer] = field(default_factory=list)
+    priced: tuple[Priced, ...] = ()
+    estimate: Estimate | None = None
     misses: dict[NodeId, str] = field(default_factory=dict)
     twins: dict[NodeId, NodeId] = field(default_factory=dict)
     heirs: set[NodeId] = field(default_factory=set)
@@ -173,7 +248,11 @@ class _Shop:
         self.borders = _integer_inputs(graph)
         self.kernels = frozenset(kernel.op for kernel in self.target.kernels)
         self.place = Place(
-            graph, self.users, self.position, self.types, lambda name: name not in self.claimed
+            graph,
+            self.users,
+            self.position,
+            self.types,
+            lambda name: name not in self.claimed and name not in self.barred,
         )
 
     # What is there.
@@ -215,6 +294,8 @@ class _Shop:
         return tuple(sorted(freed, key=lambda row: -len(row.absorbs)))
 
     def _anchor(self, node: Node, kinds: tuple[UnitKind, ...]) -> None:
+        if node.id in self.barred:
+            return
         if not kinds:
             self._miss_if_quantized(node)
             return
@@ -296,11 +377,21 @@ class _Shop:
         draft = self._draft(unit, None if behind is None else _quantizer(behind))
         if isinstance(draft, NoUnit):
             return draft
-        draft = self._packed(draft)
+        self.offers.append(Offer(anchor.id, unit.kind.name, unit.nodes, draft, form))
+        draft = self._chosen_kernel(draft)
         self._accept(unit, draft, behind)
         made = Lowered(anchor.id, unit.kind.name, unit.nodes, draft.op, form)
         self.units.append(made)
         return made
+
+    def _chosen_kernel(self, draft: Node) -> Node:
+        """The kernel by the costs, or the packed one where a zero point makes the other dear."""
+        if self.chosen is None:
+            return self._packed(draft)
+        found = self.chosen.get(draft.id)
+        if found is None:
+            return draft
+        return replace(draft, op=found.op, attrs=found.attrs)
 
     def _float_kernel(self, unit: Unit) -> Lowered | NoUnit:
         """The kernel of a unit that reads and gives floats."""
@@ -430,20 +521,12 @@ class _Shop:
         It gives the same integers. Where the weight spans more than one pixel and the zero point is
         not 0, the pointwise kernel works its share of every sum out again in each call.
         """
-        op = OpName(draft.op.replace("onednn.", "packed.", 1))
-        attrs = dict(draft.attrs.items())
-        if op == draft.op or op not in self.kernels or attrs["output"] != "uint8":
+        made = packed_kernel(draft, "onednn")
+        if made is None or made.op not in self.kernels or draft.attrs["x_zero_point"] == 0:
             return draft
-        activation = attrs.pop("activation")
-        del attrs["activation_args"]
         weight = draft.args[1]
         assert isinstance(weight, WeightRef)
-        extent = self._weight_shape(weight)[2:]
-        plain = activation in ("none", "relu") and attrs["x_zero_point"] != 0
-        if not plain or all(size == 1 for size in extent):
-            return draft
-        attrs |= {"relu": activation == "relu", "engine": "onednn"}
-        return replace(draft, op=op, attrs=FrozenMap(attrs))
+        return draft if all(size == 1 for size in self._weight_shape(weight)[2:]) else made
 
     def _weight_shape(self, ref: WeightRef) -> tuple[int, ...]:
         source = self.source
@@ -589,7 +672,7 @@ class _Shop:
                 return NoUnit(name, "an operand has other qparams than the result")
             return self._at(found.node)
         kinds = self._movers(node)
-        if not kinds or name in self.claimed:
+        if not kinds or name in self.claimed or name in self.barred:
             return NoUnit(name, f"{node.op} computes in float")
         unit, misses = unit_at(self.place, kinds, name)
         if unit is None:
@@ -614,7 +697,12 @@ class _Shop:
         kernel = unit.kind.kernel
         assert kernel is not None
         origin = replace(node.origin, parents=(node.id,))
-        self.extra.setdefault(node.id, []).append(Node(made, kernel, args, attrs, origin))
+        draft = Node(made, kernel, args, attrs, origin)
+        self.extra.setdefault(node.id, []).append(draft)
+        if node.id not in self.heirs:
+            self.offers.append(
+                Offer(node.id, unit.kind.name, unit.nodes, draft, Form.INT8, mover=True)
+            )
         if node.id not in self.heirs:
             self.heirs.add(node.id)
             self.twins[made] = node.id
@@ -742,10 +830,14 @@ class _Shop:
         """The evidence, units and misses in program order."""
         place = self.position
         units = sorted(self.units, key=lambda item: place[item.anchor])
-        gone = {item.anchor for item in units}
+        gone = {item.anchor for item in units} | self.barred
         misses = [NoUnit(name, why) for name, why in self.misses.items() if name not in gone]
         return Lowering(
-            self.target, tuple(units), tuple(sorted(misses, key=lambda miss: place[miss.at]))
+            self.target,
+            tuple(units),
+            tuple(sorted(misses, key=lambda miss: place[miss.at])),
+            tuple(sorted(self.priced, key=lambda item: place[item.anchor])),
+            self.estimate,
         )
 
 

@@ -79,6 +79,15 @@ def price(problem: Problem, floating: tuple[bool, ...]) -> int | None:
     return total
 
 
+def uniform(problem: Problem) -> tuple[int | None, int | None]:
+    """What it costs with every unit on integers, and in float, that can run so."""
+    rows = (
+        tuple(unit.int8 is None for unit in problem.units),
+        tuple(unit.floating is not None for unit in problem.units),
+    )
+    return price(problem, rows[0]), price(problem, rows[1])
+
+
 def cheapest(problem: Problem) -> Cut:
     """Labels whose price is least; of several such cuts the one with the most units in int8.
 

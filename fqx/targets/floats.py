@@ -93,6 +93,7 @@ FLOAT_KINDS: tuple[UnitKind, ...] = (
 """Rows of every target with kernels."""
 
 FLOAT_KERNELS: tuple[Kernel, ...] = (
+    Kernel(OpName("plain.channels_last"), ("x",), ()),
     Kernel(
         OpName("plain.linear_weight_only"), ("x", "weight", "weight_scale", "bias"), ("output",)
     ),

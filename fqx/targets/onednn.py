@@ -134,6 +134,11 @@ KERNELS: tuple[Kernel, ...] = (
         for n in (1, 2, 3)
     ),
     Kernel(
+        OpName("onednn.conv2d_as_linear"),
+        ("x", "weight", "weight_scale", "bias"),
+        (*_SCALED, *_CONV, *_POST),
+    ),
+    Kernel(
         OpName("onednn.conv2d_add"),
         ("x", "weight", "weight_scale", "bias", "other"),
         (*_SCALED, *_CONV, *_ADDED, "relu", "keeps_other"),

@@ -89,12 +89,12 @@ def test_onednn_pairs_are_right_in_every_layout(
     assert (difference > 0).double().mean() <= max(0.002, 1 / difference.numel())
 
 
-def conv(**more: Arg) -> Any:
+def conv(op: str = "onednn.conv2d", **more: Arg) -> Any:
     attrs: dict[str, Arg] = {"x_scale": 0.1, "x_zero_point": 3, "scale": 0.5, "zero_point": 9}
     attrs |= {"qmin": 0, "qmax": 255, "output": "uint8", "activation": "none"}
     attrs |= {"activation_args": (), "groups": 1}
     attrs |= {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    return bound("onednn.conv2d", **(attrs | more))
+    return bound(op, **(attrs | more))
 
 
 def operands() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -317,3 +317,32 @@ def test_packed_convolutions_in_threads_and_in_every_mode() -> None:
     with torch.enable_grad():
         assert torch.equal(run(x, weight, scale, bias), wanted)
     assert run(x[:0], weight, scale, bias).shape == (0, 8, 6, 6)
+
+
+@pytest.mark.parametrize("zero", [0, 77])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_of_points_as_a_linear_gives_its_integers(
+    layout: torch.memory_format, zero: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(0, 256, (2, 24, 5, 7), generator=generator).to(torch.uint8)
+    x = x.contiguous(memory_format=layout)
+    weight = torch.randint(-127, 128, (10, 24, 1, 1), generator=generator).to(torch.int8)
+    scale, bias = torch.rand(10, generator=generator) * 0.01, torch.randn(10, generator=generator)
+    attrs: dict[str, Arg] = {"x_zero_point": zero, "activation": "hardswish", "padding": (0, 0)}
+    wanted, got = (
+        conv(op, **attrs)(x, weight, scale, bias)
+        for op in ("onednn.conv2d", "onednn.conv2d_as_linear")
+    )
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    # the two multiply by the scales in another order
+    apart = (got.int() - wanted.int()).abs()
+    assert int(apart.max()) <= 1
+    assert int((apart > 0).sum()) <= 1
+
+
+def test_channels_last_changes_the_layout_alone() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    made = bound("plain.channels_last")(x)
+    assert torch.equal(made, x)
+    assert made.is_contiguous(memory_format=torch.channels_last)
