@@ -33,7 +33,10 @@ properties: $(READY)
 	$(BIN)/python -m properties
 
 bench: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m fqx.bench
+	mkdir -p build
+	$(BIN)/fqx bench --threads 1,2 --profile --json build/bench.json --plot build/bench.svg --markdown docs/benchmarks.md
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

@@ -69,7 +69,7 @@ def sqnr(reference: object, found: object) -> float:
 
     `10 · log10(Σ reference² / Σ (reference − found)²)` in float64; infinite where nothing differs.
     """
-    signal, noise = _powers(reference, found)
+    signal, noise = powers(reference, found)
     return decibels(signal, noise)
 
 
@@ -80,7 +80,7 @@ def sqnr_over(
     signal = noise = 0.0
     with torch.no_grad():
         for args, kwargs in calls:
-            one, two = _powers(reference(*args, **kwargs), found(*args, **kwargs))
+            one, two = powers(reference(*args, **kwargs), found(*args, **kwargs))
             signal, noise = signal + one, noise + two
     return decibels(signal, noise)
 
@@ -130,7 +130,11 @@ def show_bytes(count: int) -> str:
     return f"{count / (1 << 10):.3g} KiB" if count >= 1 << 10 else f"{count} B"
 
 
-def _powers(reference: object, found: object) -> tuple[float, float]:
+def powers(reference: object, found: object) -> tuple[float, float]:
+    """Σ reference² and Σ (reference − found)² over the floating tensors of two output trees.
+
+    In float64. Raises ValueError if the trees do not hold equally many.
+    """
     pairs = zip(_tensors(reference), _tensors(found), strict=True)
     signal = noise = 0.0
     for one, two in pairs:

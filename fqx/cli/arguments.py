@@ -21,7 +21,18 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"fqx {version}")
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_demo, _advise, _quantize, _show, _diff, _compare, _verify, _explain, _probe):
+    for add in (
+        _demo,
+        _advise,
+        _quantize,
+        _show,
+        _diff,
+        _compare,
+        _bench,
+        _verify,
+        _explain,
+        _probe,
+    ):
         add(_adder(commands))
     return made
 
@@ -176,6 +187,67 @@ def _compare(add: Add) -> None:
     made.add_argument(
         "--min-sqnr", type=float, metavar="DB", help="exit with 1 if any value's SQNR is lower"
     )
+
+
+def _bench(add: Add) -> None:
+    made = add(
+        "bench",
+        "measure latency and accuracy beside other ways to run a model",
+        "Every contestant runs in a process of its own; they take\n"
+        "turns, one at a time. Without MODEL the bundled models are measured, with it your own.\n\n"
+        "  fqx bench --models resnet18,minilm --threads 1,2 --plot bench.svg\n"
+        "  fqx bench net.py:build --calibration net.py:batches --profile",
+    )
+    made.add_argument("model", metavar="MODEL", nargs="?", help="the float model or its factory")
+    made.add_argument("--calibration", metavar="BATCHES", help="MODULE:NAME as in quantize")
+    made.add_argument("--inputs", metavar="FUNCTION", help="MODULE:NAME as in quantize")
+    made.add_argument(
+        "--evaluate",
+        metavar="BATCHES",
+        help="batches to compare outputs on (the first calibration batches)",
+    )
+    made.add_argument(
+        "--example", metavar="INPUTS", help="the inputs that are timed (the first batch)"
+    )
+    made.add_argument(
+        "--models", type=_names, metavar="NAME,…", help="bundled models (all of them)"
+    )
+    made.add_argument(
+        "--contestants", type=_names, metavar="NAME,…", help="who takes part (all that can)"
+    )
+    made.add_argument("--threads", type=_counts, default=(1,), metavar="N,…", help="threads (1)")
+    made.add_argument(
+        "--batch", type=_counts, metavar="N,…", help="batch sizes (1; of MODEL as given)"
+    )
+    made.add_argument("--rounds", type=_count, default=10, metavar="N", help="turns of each (10)")
+    made.add_argument(
+        "--budget", type=float, default=0.2, metavar="SECONDS", help="of one turn (0.2)"
+    )
+    made.add_argument(
+        "--profile", action="store_true", help="attribute the time of fqx to kernels and nodes"
+    )
+    made.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    made.add_argument(
+        "--markdown", metavar="FILE", help="write the tables, between the marks of a page"
+    )
+    made.add_argument("--plot", metavar="FILE", help="draw latency against SQNR (.png, .svg)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
+        raise argparse.ArgumentTypeError("names nothing")
+    return names
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(item) for item in text.split(","))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _advise(add: Add) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -36,3 +37,29 @@ def track(items: Iterable[T], label: str, shown: bool = True) -> Iterator[T]:
         for item in items:
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def telling(total: int, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """A function to call at each of `total` steps with a line that says which one it is.
+
+    Draws a bar on the terminal's error stream; nothing if `shown` is false or it is no terminal.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=total)
+
+        def told(line: str) -> None:
+            bar.update(task, description=line, advance=1)
+
+        yield told

@@ -36,7 +36,18 @@ def run(*argv: str) -> int:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "advise", "quantize", "show", "diff", "compare", "verify", "explain", "probe"],
+    [
+        "demo",
+        "advise",
+        "bench",
+        "quantize",
+        "show",
+        "diff",
+        "compare",
+        "verify",
+        "explain",
+        "probe",
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
