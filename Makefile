@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+THREADS ?= 1
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
@@ -36,7 +37,7 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m fqx.bench
 	mkdir -p build
-	$(BIN)/fqx bench --threads 1,2 --profile --json build/bench.json --plot build/bench.svg --markdown docs/benchmarks.md
+	$(BIN)/fqx bench --threads $(THREADS) --profile --json build/bench.json --plot build/bench.svg --markdown docs/benchmarks.md
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

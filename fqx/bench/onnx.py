@@ -99,7 +99,8 @@ def _static(path: Path, calls: Sequence[Call]) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready, done = path.with_name("ready.onnx"), path.with_name("int8.onnx")
-    quant_pre_process(str(path), str(ready))
+    # every shape is known, and the symbolic inference fails on some text models
+    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
     quantize_static(
         str(ready),
         str(done),
@@ -117,7 +118,8 @@ def _dynamic(path: Path) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready, done = path.with_name("ready.onnx"), path.with_name("int8.onnx")
-    quant_pre_process(str(path), str(ready))
+    # every shape is known, and the symbolic inference fails on some text models
+    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
     quantize_dynamic(str(ready), str(done), per_channel=True, weight_type=QuantType.QInt8)
     return done
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -72,8 +73,8 @@ def race(
 
 def steps(subjects: int, contestants: int, settings: Settings) -> int:
     """How often `race` tells what it does, if no contestant drops out."""
-    each = 1 + settings.rounds * len(settings.batches) + settings.profiled
-    return subjects * len(settings.threads) * contestants * each
+    each = contestants * (1 + settings.rounds * len(settings.batches)) + settings.profiled
+    return subjects * len(settings.threads) * each
 
 
 @dataclass
@@ -183,11 +184,14 @@ class _Heat:
                 lane.refused[batch] = answer
 
     def _attribute(self, told: Told) -> None:
-        """Profiles of every contestant that has a program of fqx."""
+        """The profile of the first contestant that runs an int8 program of fqx."""
         batch = self.settings.batches[0]
-        for lane in self.lanes:
-            if batch in lane.refused or not lane.contestant.attributable:
-                continue
+        able = (
+            lane
+            for lane in self.lanes
+            if lane.contestant.attributable and batch not in lane.refused
+        )
+        for lane in islice(able, 1):
             told(lane.contestant.name)
             answer = lane.ask(Attribute(batch, self.settings.side), self.settings.patience)
             if isinstance(answer, Profiled):

@@ -224,7 +224,9 @@ def _bench(add: Add) -> None:
         "--budget", type=float, default=0.2, metavar="SECONDS", help="of one turn (0.2)"
     )
     made.add_argument(
-        "--profile", action="store_true", help="attribute the time of fqx to kernels and nodes"
+        "--profile",
+        action="store_true",
+        help="attribute the time of fqx (its first contestant) to kernels and nodes",
     )
     made.add_argument("--json", metavar="FILE", help="write everything as JSON")
     made.add_argument(
