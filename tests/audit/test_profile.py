@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from fqx.audit.macs import count_macs
 from fqx.audit.profile import profile
 from fqx.edge.materialize import materialize
-from fqx.edge.walk import Walk
 from fqx.passes.lower import lower
 from fqx.targets.onednn import onednn
 from fqx.testing.small import batches, quantized_trail
-
-
-def test_a_walk_computes_what_the_module_computes() -> None:
-    trail = lower(onednn()).run(quantized_trail()).unwrap()
-    module = materialize(trail.graph).unwrap()
-    x = batches()[0]
-    walked = Walk(module)(lambda _, run, args, kwargs: run(*args, **kwargs), (x,), {})
-    with torch.no_grad():
-        assert torch.equal(walked, module(x))
 
 
 def test_a_profile_holds_every_node_with_its_work() -> None:
