@@ -244,8 +244,6 @@ _SUPPORT_REST = (
     "others are there and equal torch's bit for bit; no plan asks for them | "
     "`decompose_recurrent` writes the layer out, then its linears run static or dynamic |",
     "| float16 LSTM and GRU | no rows | `float16()` for linears |",
-    "| 4-bit tables | values of 4 bits, one to a byte | half of the memory torch needs is "
-    "not saved |",
     "| a dynamic scale for each token | per tensor only | static with smoothing keeps more |",
     "| quantization-aware training | `prepare_qat_fx` raises | – |",
     "",

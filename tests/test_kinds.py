@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ import fqx
 from fqx.api import Quantized
 from fqx.ir.fault import FaultKind
 from fqx.ir.names import NodeId
-from fqx.num.scheme import int8_channel, uint8_dynamic
+from fqx.ir.names import Path as Path_
+from fqx.num import nibbles
+from fqx.num.qparams import quantize_weight
+from fqx.num.scheme import int8_channel, uint8_dynamic, uint8_rows
 from fqx.policy.recipe import Recipe, Scheme
 from fqx.policy.verdicts import Reason, Verdict
 from fqx.testing import minilm
@@ -150,14 +154,51 @@ def test_tables_have_the_integers_of_torch() -> None:
     observer(table)
     scale, zero = observer.calculate_qparams()
     wanted = torch.quantize_per_channel(table, scale, zero, 0, torch.quint8)
-    from fqx.num.qparams import quantize_weight
-    from fqx.num.scheme import uint8_rows
-
     got = quantize_weight(table, uint8_rows()).unwrap()
     assert got.zero_point is not None
     assert torch.equal(got.scale, scale)
     assert torch.equal(got.zero_point, zero)
     assert torch.equal(got.tensor, wanted.int_repr())
+
+
+@pytest.mark.parametrize("width", [16, 15])
+def test_tables_of_four_bits_hold_two_values_in_a_byte(width: int, tmp_path: Path) -> None:
+    """In the graph, the module and the file; and the values are those of one to a byte."""
+    model = made(nn.Sequential(nn.Embedding(400, width)))
+    x = tokens()
+    held: dict[int, Quantized] = {
+        bits: fqx.quantize(model, (x,), recipe=fqx.weight_only(bits), target="onednn").unwrap()
+        for bits in (8, 4)
+    }
+    sizes = {bits: done.graph.weights[Path_("0.weight")].shape for bits, done in held.items()}
+    assert sizes == {8: (400, width), 4: (400, (width + 1) // 2)}
+    module = held[4].materialize().unwrap()
+    assert module.state_dict()["0.weight"].numel() == 400 * ((width + 1) // 2)
+    files = {bits: tmp_path / f"{bits}.fqx" for bits in held}
+    for bits, done in held.items():
+        done.save(files[bits]).unwrap()
+    saved = files[8].stat().st_size - files[4].stat().st_size
+    # the rest of the files is the same but for a few names and numbers
+    assert abs(saved - 400 * (width // 2)) < 500
+    again = fqx.load(files[4]).unwrap()
+    with torch.no_grad():
+        assert torch.equal(run(again, x), module(x))
+        table = next(model.parameters()).detach()
+        plain = quantize_weight(table, uint8_rows(4)).unwrap()
+        assert plain.zero_point is not None
+        wanted = (plain.tensor.float() - plain.zero_point[:, None]) * plain.scale[:, None]
+        assert torch.equal(module(x), wanted[x])
+
+
+def test_tables_of_four_bits_are_packed_as_torchs() -> None:
+    table = next(made(nn.Embedding(40, 24)).parameters()).detach()
+    held = quantize_weight(table, uint8_rows(4)).unwrap()
+    assert held.zero_point is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch.quantize_per_channel(table, held.scale, held.zero_point, 0, torch.quint4x2)
+    assert torch.equal(nibbles.pack(held.tensor).reshape(-1), theirs.int_repr())
+    assert torch.equal(nibbles.unpack(nibbles.pack(held.tensor), 24), held.tensor)
 
 
 def test_kinds_mix_in_one_model() -> None:

@@ -33,6 +33,7 @@ from fqx.ir.arg import Arg
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 from fqx.kit.frozen import FrozenMap
+from fqx.num import nibbles
 from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
 from fqx.policy.units import NEAREST
@@ -451,26 +452,32 @@ def _linear_weight_only(_: Attrs) -> Run:
     return run
 
 
-def _rows(weight: Tensor, scale: Tensor, zero: Any, index: Tensor) -> Tensor:
-    """The values of some rows of a table: `(q - z) * s`, row by row."""
-    codes = weight.detach()[index].to(torch.float32)
+def _rows(weight: Tensor, scale: Tensor, zero: Any, index: Tensor, width: int | None) -> Tensor:
+    """The values of some rows of a table: `(q - z) * s`, row by row.
+
+    `width` is the length of a row whose bytes hold two integers.
+    """
+    held = weight.detach()[index]
+    codes = (held if width is None else nibbles.unpack(held, width)).to(torch.float32)
     offsets = zero.detach()[index].unsqueeze(-1) if isinstance(zero, Tensor) else zero
     return codes.sub_(offsets).mul_(scale.detach()[index].unsqueeze(-1))
 
 
-def _embedding_weight_only(_: Attrs) -> Run:
-    return lambda x, weight, scale, zero: _rows(weight, scale, zero, x)
+def _embedding_weight_only(attrs: Attrs) -> Run:
+    width = attrs["width"]
+    return lambda x, weight, scale, zero: _rows(weight, scale, zero, x, width)
 
 
 def _embedding_bag_weight_only(attrs: Attrs) -> Run:
     """Reads the rows that are asked for and lets torch sum them, so all modes and paddings hold."""
     mode, last, padding = (attrs[n] for n in ("mode", "include_last_offset", "padding_idx"))
+    width = attrs["width"]
 
     def run(
         x: Tensor, weight: Tensor, offsets: Any, factors: Any, scale: Tensor, zero: Any
     ) -> Tensor:
         flat = x.reshape(-1)
-        rows = _rows(weight, scale, zero, flat)
+        rows = _rows(weight, scale, zero, flat, width)
         index = torch.arange(flat.numel(), dtype=torch.int64)
         padded = padding is not None and padding >= 0
         if padded:

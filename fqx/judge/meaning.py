@@ -98,6 +98,13 @@ def _choose_qparams(x: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[T
     return scale, torch.tensor(middle, dtype=torch.int32) if symmetric else asymmetric
 
 
+def _unpack_nibbles(x: Tensor, width: int) -> Tensor:
+    made = x.new_empty((*x.shape[:-1], 2 * x.shape[-1]))
+    made[..., 0::2] = x % 16
+    made[..., 1::2] = torch.div(x, 16, rounding_mode="floor")
+    return made[..., :width]
+
+
 def _quantize(
     x: Tensor,
     scale: object,
@@ -334,6 +341,7 @@ _ROWS: Final[Mapping[str, Meaning]] = MappingProxyType({
     "choose_qparams": _choose_qparams,
     "quantize": _quantize,
     "dequantize": _dequantize,
+    "unpack_nibbles": _unpack_nibbles,
 })
 # fmt: on
 

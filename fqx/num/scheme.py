@@ -83,6 +83,11 @@ class QSpec:
     zero: int | None = None
     float_zero: bool = False
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether integers of four bits are kept two to a byte."""
+        return self.float_zero and self.qmin == 0 and self.qmax <= 15
+
 
 def uint8_affine(observer: ObserverSpec | None = None, qmax: int = 255) -> QSpec:
     """Activations as 0..qmax with a zero point; by default a histogram searched for least MSE."""
@@ -104,7 +109,8 @@ def uint8_dynamic(qmax: int = 255) -> QSpec:
 def uint8_rows(bits: int = 8) -> QSpec:
     """Tables of embeddings: each row as 0..2^bits - 1 over its own range, with a float zero point.
 
-    The scheme of torch's `float_qparams_weight_only_qconfig` for 8 and 4 bits.
+    The scheme of torch's `float_qparams_weight_only_qconfig` for 8 and 4 bits; those of 4 are kept
+    two to a byte.
     """
     observer = ObserverSpec("channel_minmax", axis=0)
     return QSpec(DType.UINT8, 0, 2**bits - 1, False, 0, observer, "weight", float_zero=True)

@@ -292,6 +292,8 @@ _ROWS: Final = (
         rules.with_dtype, BOUNDARY),
     _op("dequantize(x, scale, zero_point; dtype, axis=None, block=None)",
         rules.with_dtype, BOUNDARY),
+    # integers of four bits, two to a byte
+    _op("unpack_nibbles(x; width)",                   rules.unpacked,  BOUNDARY),
 )
 # fmt: on
 

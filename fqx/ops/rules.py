@@ -68,6 +68,14 @@ def with_dtype(call: Call) -> Type:
     return _typed(x, kind if isinstance(kind, DType) else None)
 
 
+def unpacked(call: Call) -> Type:
+    """The shape of `x` with rows of the `width` attribute."""
+    x, width = call.tensor("x"), call.attr("width")
+    if x is None or x.dims is None or not isinstance(width, int):
+        return UNKNOWN
+    return TensorType(x.dtype, (*x.dims[:-1], width))
+
+
 def to_float(call: Call) -> Type:
     """The shape of `x`; integers become float32."""
     x = call.tensor("x")

@@ -153,7 +153,7 @@ def _misplaced(node: Node, spec: _Spec) -> _Reason:
     allowed = True
     if node.op == "observe":
         allowed = spec.observers and (spec.states or len(node.args) == 1)
-    elif node.op in ("choose_qparams", "quantize", "dequantize"):
+    elif node.op in ("choose_qparams", "quantize", "dequantize", "unpack_nibbles"):
         allowed = spec.quantizers
     elif node.op not in OPS and is_kernel(node):
         allowed = spec.kernels

@@ -60,7 +60,8 @@ def kernel_type(node: Node, lookup: Lookup) -> Type:
 
     A kernel is named `target.op`, with `_add` where it absorbs an addition, `_as_linear` where it
     runs as one, and with its mode where that is not static, and its operands start with those of
-    the op. One with an attribute `output` writes that dtype.
+    the op. One with an attribute `output` writes that dtype, one with a `width` reads rows of so
+    many values, two to a byte.
     """
     target, _, name = node.op.partition(".")
     for suffix in _SUFFIXES:
@@ -70,6 +71,9 @@ def kernel_type(node: Node, lookup: Lookup) -> Type:
         row = OPS[OpName("pad")] if name == "pad" else OPS[OpName("relu")]
     made = row.infer(Call(node, row, lookup))
     written = node.attrs.get("output") or node.attrs.get("dtype")
+    width = node.attrs.get("width")
+    if isinstance(width, int) and isinstance(made, TensorType) and made.dims is not None:
+        made = TensorType(made.dtype, (*made.dims[:-1], width))
     if target == "native" and written is None:
         return _of_dtype(made, DType.QUINT8)
     if name == "shift":

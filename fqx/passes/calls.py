@@ -22,7 +22,7 @@ from fqx.ir.names import OpName
 from fqx.ir.node import Node
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, Success
-from fqx.num import affine
+from fqx.num import affine, nibbles
 from fqx.num.tensors import torch_dtype
 from fqx.ops.catalogue import OPS
 
@@ -486,6 +486,7 @@ CALLS: Mapping[OpName, Row] = MappingProxyType(
             "choose_qparams": _call(affine.choose_qparams, "x qmin qmax symmetric"),
             "quantize": _quantize,
             "dequantize": _dequantize,
+            "unpack_nibbles": _call(nibbles.unpack, "x width"),
         }.items()
     }
 )

@@ -26,6 +26,7 @@ from fqx.ir.signature import TensorType, Tree
 from fqx.ir.weight import Role, Weight
 from fqx.kit.frozen import FrozenMap, Table, row
 from fqx.kit.result import Failure, Result, Success, gather
+from fqx.num import nibbles
 from fqx.num.observers import State
 from fqx.num.qparams import (
     QParams,
@@ -354,7 +355,8 @@ def _table(
     zeros: set[Path] = set()
     for plan, held in zip(plans, made, strict=True):
         was = graph.weights[plan.path]
-        puts[plan.to] = weight_of(held.tensor, was.role, persistent=was.persistent, share=True)
+        integers = nibbles.pack(held.tensor) if plan.spec.is_packed else held.tensor
+        puts[plan.to] = weight_of(integers, was.role, persistent=was.persistent, share=True)
         if plan.spec.dtype is DType.FLOAT16:
             continue
         puts[plan.scale] = weight_of(held.scale, Role.BUFFER, persistent=was.persistent, share=True)
@@ -432,13 +434,25 @@ class _Writer:
                 "dequantize",
                 self._fresh(node.id, "weight"),
                 _origin(node),
-                x=WeightRef(plan.to),
+                x=self._integers(node, plan),
                 scale=WeightRef(plan.scale),
                 zero_point=WeightRef(plan.zero) if plan.zero in self.weights.zeros else 0,
                 dtype=dtype,
                 axis=plan.spec.axis,
             )
         )
+
+    def _integers(self, node: Node, plan: _WeightPlan) -> Ref:
+        """The integers of a weight, taken out of their bytes where these hold two."""
+        held = WeightRef(plan.to)
+        if not plan.spec.is_packed:
+            return held
+        name, width = self._fresh(node.id, "values"), self._width(plan.path)
+        made = make_node("unpack_nibbles", name, _origin(node), x=held, width=width)
+        return NodeRef(self._put(made))
+
+    def _width(self, path: Path) -> int:
+        return self.decided.graph.weights[path].shape[-1]
 
     def _fresh(self, parent: NodeId, role: str) -> NodeId:
         name = fresh_id(self.taken, parent, role)

@@ -36,7 +36,7 @@ from fqx.policy.costs import Call, Costs, costs_to_arg
 from fqx.policy.cut import price, uniform
 from fqx.policy.priced import Estimate, Priced
 from fqx.policy.target import Target, target_to_arg
-from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, unit_at
+from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, stored_weight, unit_at
 
 NAME = RuleName("lower")
 
@@ -275,7 +275,8 @@ class _Shop:
         """What of the node's operands is quantized, and when."""
         x = self._maker(node, 0)
         weight = self._maker(node, 1)
-        reader = weight.op if weight is not None and _reads_stored(weight) else ""
+        reads = weight is not None and stored_weight(self.source, weight) is not None
+        reader = weight.op if weight is not None and reads else ""
         if reader == "to":
             return Mode.FLOAT16
         if x is not None and x.op == "dequantize":
@@ -466,7 +467,12 @@ class _Shop:
         node = self.source[ref.id] if isinstance(ref, NodeRef) else None
         if node is None or node.op != "dequantize" or node.attrs["axis"] != 0:
             return NoUnit(anchor.id, "its table is not quantized by rows")
-        return (anchor.args[0], node.args[0], *anchor.args[2:], *node.args[1:]), {}
+        held = stored_weight(self.source, node)
+        if held is None:
+            return NoUnit(anchor.id, Need.CONSTANT_WEIGHT.value)
+        below = node.args[0]
+        width = self.source[below.id].attrs["width"] if isinstance(below, NodeRef) else None
+        return (anchor.args[0], held, *anchor.args[2:], *node.args[1:]), {"width": width}
 
     def _half_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
         """The weight in half precision."""
@@ -845,11 +851,6 @@ def _integer_inputs(graph: Graph) -> dict[NodeId, Border]:
     inputs = graph.signature.inputs
     listed = (border for border in graph.signature.borders if border.side == "input")
     return {name: border for border in listed if (name := inputs[border.index].node) is not None}
-
-
-def _reads_stored(node: Node) -> bool:
-    """Whether the node's first operand is a weight."""
-    return bool(node.args) and isinstance(node.args[0], WeightRef)
 
 
 def _quantizer(node: Node) -> _Integers | None:

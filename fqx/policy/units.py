@@ -280,8 +280,15 @@ def _is_constant(place: Place, arg: Arg) -> bool:
         return True
     if not isinstance(arg, NodeRef):
         return False
-    node = place.graph[arg.id]
-    return node.op in ("dequantize", "to") and isinstance(node.args[0], WeightRef)
+    return stored_weight(place.graph, place.graph[arg.id]) is not None
+
+
+def stored_weight(graph: Graph, node: Node) -> WeightRef | None:
+    """The weight that a dequantize or a cast reads, two values to a byte or as it is."""
+    held = node.args[0] if node.op in ("dequantize", "to") else None
+    if isinstance(held, NodeRef) and graph[held.id].op == "unpack_nibbles":
+        held = graph[held.id].args[0]
+    return held if isinstance(held, WeightRef) else None
 
 
 def _numbers(arg: Arg) -> tuple[Arg, ...]:

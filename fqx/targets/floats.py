@@ -100,12 +100,12 @@ FLOAT_KERNELS: tuple[Kernel, ...] = (
     Kernel(
         OpName("plain.embedding_weight_only"),
         ("x", "weight", "weight_scale", "weight_zero_point"),
-        ("padding_idx", "output"),
+        ("padding_idx", "width", "output"),
     ),
     Kernel(
         OpName("plain.embedding_bag_weight_only"),
         ("x", "weight", "offsets", "per_sample_weights", "weight_scale", "weight_zero_point"),
-        ("mode", "include_last_offset", "padding_idx", "output"),
+        ("mode", "include_last_offset", "padding_idx", "width", "output"),
     ),
     Kernel(OpName("native.linear_float16"), ("x", "weight", "bias"), ("relu", "output")),
 )

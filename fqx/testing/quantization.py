@@ -31,7 +31,7 @@ from fqx.ops.catalogue import is_kernel, shares_qparams
 from fqx.passes.lower import Lowered, Lowering
 from fqx.policy.plan import Plan
 from fqx.policy.target import Target
-from fqx.policy.units import Form, Mode
+from fqx.policy.units import Form, Mode, stored_weight
 from fqx.policy.verdicts import Reason
 from fqx.testing.laws import Law, tensors_in
 
@@ -114,7 +114,9 @@ def _plain(graph: Graph) -> list[tuple[str, ...]]:
     through = {
         node.id: node.args[0]
         for node in graph
-        if node.op in ("quantize", "dequantize") or _is_half(graph, node) or node.id in rounding
+        if node.op in ("quantize", "dequantize", "unpack_nibbles")
+        or _is_half(graph, node)
+        or node.id in rounding
     }
 
     def seen(ref: NodeRef | WeightRef) -> Arg:
@@ -203,6 +205,8 @@ def _pairs(graph: Graph) -> Iterator[_Pair]:
         if node.op != "dequantize" or not isinstance(node.args[0], NodeRef):
             continue
         quantizer = graph[node.args[0].id]
+        if quantizer.op != "quantize":
+            continue
         match quantizer.args, quantizer.attrs["qmin"], quantizer.attrs["qmax"]:
             case (NodeRef(id=source), float() as scale, int() as zero), int() as low, int() as high:
                 yield _Pair(node.id, source, scale, zero, low, high)
@@ -214,9 +218,10 @@ def _weights_are_near(road: Road) -> str | None:
     before, after = road.before("convert"), road.step("convert").graph
     found = values(after, road.inputs, {}).unwrap()
     for node in after:
-        if node.op != "dequantize" or not isinstance(node.args[0], WeightRef):
+        held = stored_weight(after, node) if node.op == "dequantize" else None
+        if held is None:
             continue
-        path, scale, axis = node.args[0].path, node.args[1], node.attrs["axis"]
+        path, scale, axis = held.path, node.args[1], node.attrs["axis"]
         old, made = before.weights.get(path), found[node.id]
         if old is None or old.dtype == after.weights[path].dtype:
             continue

@@ -237,6 +237,10 @@ CASES: list[tuple[dict[str, torch.Tensor], Node]] = [
     (tensors(a=X2), node("size", x=A, dim=1)),
     (tensors(a=X2), node("observe", x=A, observer=FrozenMap({"kind": "minmax"}))),
     (tensors(a=X2), node("choose_qparams", x=A, qmin=0, qmax=255)),
+    (
+        tensors(a=torch.arange(24, dtype=torch.uint8).reshape(4, 6) * 9),
+        node("unpack_nibbles", x=A, width=11),
+    ),
     (tensors(a=X2), node("choose_qparams", x=A, qmin=-127, qmax=127, symmetric=True)),
     (
         tensors(a=X2),
