@@ -125,7 +125,7 @@ def test_a_static_convolution_of_three_dimensions_runs_with_a_relu_behind_it() -
     model = made(Convolutions(3))
     x = torch.randn(2, 4, 9, 9, 9, generator=torch.Generator().manual_seed(4))
     done = fqx.quantize(model, (x,), [(x,)], target="onednn").unwrap()
-    assert [str(node.op) for node in done.graph].count("onednn.conv3d") == 2
+    assert [str(node.op).endswith(".conv3d") for node in done.graph].count(True) == 2
     with torch.no_grad():
         assert decibels(model(x), run(done, x)) > 28.0
 
