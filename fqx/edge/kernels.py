@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fqx.edge import tables
 from fqx.edge.packing import (
     PLAIN_TEMPLATE,
     Packs,
@@ -167,6 +168,52 @@ def _plain_max_pool3d(attrs: Attrs) -> Run:
     windows = {name: attrs[name] for name in ("kernel_size", "stride", "padding", "dilation")}
     ceil = attrs["ceil_mode"]
     return lambda x: torch.max_pool3d(x.contiguous(), **windows, ceil_mode=ceil)
+
+
+def _plain_average(op: str) -> Bind:
+    """An average of integers in float32, which sums them exactly, rounded ties to even.
+
+    The zero point is taken off before, since padding is zero.
+    """
+
+    def bound(attrs: Attrs) -> Run:
+        zero_point = attrs["zero_point"]
+        own = {name: value for name, value in attrs.items() if name != "zero_point"}
+        run = _canonical(op)(own)
+
+        def average(x: Tensor, *rest: Any) -> Tensor:
+            mean: Tensor = run(x.to(torch.float32).sub_(zero_point), *rest)
+            return mean.add_(_MAGIC).view(torch.int32).to(torch.uint8).add_(zero_point)
+
+        return average
+
+    return bound
+
+
+def _table(attrs: Attrs) -> Run:
+    """Functions of one activation, one after another: `steps` are operators, operands, attributes.
+
+    Each of the 256 integers goes through dequantize, the operators and quantize once.
+    """
+    steps = [(_canonical(op)(own), rest) for op, rest, own in attrs["steps"]]
+    known = {"scale": attrs["x_scale"], "zero_point": attrs["x_zero_point"]}
+    read, write = _dequantize({**known, "dtype": torch.float32}), _quantize(attrs)
+
+    def compute(codes: Tensor) -> Tensor:
+        value = read(codes)
+        for run, rest in steps:
+            value = run(value, *rest)
+        made: Tensor = write(value)
+        return made
+
+    return tables.lookup(compute)
+
+
+def _native_table(attrs: Attrs) -> Run:
+    hush()
+    run = _table({**attrs, "output": "uint8"})
+    out = (attrs["scale"], attrs["zero_point"])
+    return lambda x: torch._make_per_tensor_quantized_tensor(run(integers(x)), *out)
 
 
 # oneDNN on plain integers.
@@ -519,7 +566,7 @@ def _linear_float16(attrs: Attrs) -> Run:
 
 
 def _pair(name: str) -> Bind:
-    """add, add_relu or mul of two activations of one shape, or broadcast.
+    """A sum or product of two activations of one shape, or broadcast, with or without a relu.
 
     torch 2.13's kernels take the uint8 operands of each full vector of 16 for int8, and only the
     elements behind the last full vector for uint8. Flipping the top bit and moving the zero point
@@ -528,14 +575,17 @@ def _pair(name: str) -> Bind:
     """
 
     def bound(attrs: Attrs) -> Run:
-        call = getattr(_ONEDNN, f"q{name}{'_relu' if attrs.get('relu') else ''}").tensor
+        # torch has no qmul_relu; the bound does it
+        acts, least = attrs["relu"], max(attrs["qmin"], attrs["zero_point"])
+        call = getattr(_ONEDNN, "qadd_relu" if acts and name == "add" else f"q{name}").tensor
         reads = _reading(call)
         shift = 128 if reads == "int8" else 0
         left = (attrs["x_scale"], attrs["x_zero_point"] - shift)
         right = (attrs["y_scale"], attrs["y_zero_point"] - shift)
         tail: tuple[Any, ...] = (*right, attrs["scale"], attrs["zero_point"], torch.uint8)
         in_float = _pair_in_float(name, attrs)
-        fast = _bounded(lambda x, y: call(x, *left, y, *tail), attrs)
+        bounds = {**attrs, "qmin": least} if acts and name == "mul" else attrs
+        fast = _bounded(lambda x, y: call(x, *left, y, *tail), bounds)
 
         def run(x: Tensor, y: Tensor) -> Any:
             size, dense = x.numel(), x.stride() == y.stride() and x.shape == y.shape
@@ -568,7 +618,7 @@ def _pair_in_float(name: str, attrs: Attrs) -> Run:
     """The same in float32, with the scales folded into one another."""
     x_zero, y_zero, zero_point = (attrs[f"{at}zero_point"] for at in ("x_", "y_", ""))
     low, high = attrs["qmin"] - zero_point, attrs["qmax"] - zero_point
-    low = max(low, 0) if attrs.get("relu") else low
+    low = max(low, 0) if attrs["relu"] else low
     left, right = attrs["x_scale"] / attrs["scale"], attrs["y_scale"] / attrs["scale"]
     product = left * attrs["y_scale"]
     offset = -(x_zero * left + y_zero * right)
@@ -1153,6 +1203,9 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("plain.linear_weight_only"): _linear_weight_only,
         OpName("plain.embedding_weight_only"): _embedding_weight_only,
         OpName("plain.embedding_bag_weight_only"): _embedding_bag_weight_only,
+        OpName("plain.table"): _table,
+        OpName("native.table"): _native_table,
+        **{OpName(f"plain.{op}"): _plain_average(op) for op in AVERAGING},
         OpName("native.linear_float16"): _linear_float16,
         OpName("native.linear_dynamic"): _native_linear_dynamic,
         OpName("onednn.add"): _pair("add"),

@@ -37,6 +37,7 @@ from fqx.policy.cut import price, uniform
 from fqx.policy.priced import Estimate, Priced
 from fqx.policy.target import Target, target_to_arg
 from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, stored_weight, unit_at
+from fqx.targets.shapes import AVERAGING
 
 NAME = RuleName("lower")
 
@@ -616,6 +617,8 @@ class _Shop:
         assert kernel is not None
         if out.dtype is not DType.UINT8:
             return NoUnit(anchor.id, f"the kernel does not give {out.dtype.value}")
+        if kernel.endswith(".table"):
+            return self._table(unit, kernel, out)
         args, attrs = list(anchor.args), _out_attrs(out)
         for name in unit.kind.int8:
             at = OPS[anchor.op].position(name)
@@ -633,6 +636,20 @@ class _Shop:
         if any("relu" in row.absorbs for row in self.target.kinds(anchor.op)):
             attrs["relu"] = unit.last != unit.anchor
         return Node(anchor.id, kernel, tuple(args), FrozenMap(attrs), self._origin(unit))
+
+    def _table(self, unit: Unit, kernel: OpName, out: _Integers) -> Node | NoUnit:
+        """A chain of functions of one activation, with all their other operands and attributes."""
+        x = self._operand(self.source[unit.anchor].args[0], unit.anchor)
+        if isinstance(x, NoUnit):
+            return x
+        attrs = {**_out_attrs(out), "x_scale": x.scale, "x_zero_point": x.zero_point}
+        if self.target.form == "quantized":
+            del attrs["output"]
+            attrs["engine"] = self.target.engine
+        chain = [self.source[name] for name in unit.nodes]
+        attrs["steps"] = tuple((str(node.op), node.args[1:], node.attrs) for node in chain)
+        origin = self._origin(unit)
+        return Node(unit.anchor, kernel, (NodeRef(x.node),), FrozenMap(attrs), origin)
 
     # Operators that only move integers.
 
@@ -702,6 +719,8 @@ class _Shop:
         args, attrs = _mover_form(node, first, held)
         kernel = unit.kind.kernel
         assert kernel is not None
+        if kernel.startswith("plain.") and node.op in AVERAGING:
+            attrs = attrs.put("zero_point", held.zero_point)
         origin = replace(node.origin, parents=(node.id,))
         draft = Node(made, kernel, args, attrs, origin)
         self.extra.setdefault(node.id, []).append(draft)

@@ -43,6 +43,19 @@ def _weighted(anchor: str, activations: tuple[str, ...], kernel: str) -> tuple[U
     )
 
 
+def tabled(anchor: str, absorbs: tuple[str, ...] = (), kernel: str = "plain.table") -> UnitKind:
+    """A function of one activation, looked up; sums and products are those with a number."""
+    number = frozenset({Need.A_NUMBER, Need.UNSCALED}) if anchor in ("add", "mul") else frozenset()
+    return UnitKind(
+        "_".join((anchor, *(("number",) if number else ()), *absorbs)),
+        OpName(anchor),
+        OpName(kernel),
+        tuple(OpName(op) for op in absorbs),
+        ("x",),
+        needs=number | {Need.FLOAT32},
+    )
+
+
 def _dynamic(anchor: str, activations: tuple[str, ...]) -> tuple[UnitKind, ...]:
     """The anchor on integers scaled in each call, alone and with each activation behind it."""
     needs = _WEIGHTED | {Need.NUMBER_BOUNDS}
@@ -85,6 +98,24 @@ DYNAMIC_CONVOLUTION_KERNELS: tuple[Kernel, ...] = tuple(
 )
 """`native` runs them too: its own dynamic convolutions saturate."""
 
+FUNCTIONS: tuple[str, ...] = (
+    "sigmoid",
+    "tanh",
+    "hardsigmoid",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "gelu",
+    "silu",
+)
+"""Functions of one activation, which a table of 256 integers holds whatever they are."""
+
+LOOKUPS: tuple[UnitKind, ...] = (
+    *(tabled(op) for op in FUNCTIONS),
+    *(tabled(op, absorbs) for op in ("add", "mul") for absorbs in (("relu",), ())),
+)
+
 UNITS: tuple[UnitKind, ...] = (
     *_weighted("conv1d", _CONV_ACTIVATIONS, "onednn.conv1d"),
     *_weighted("conv2d", _CONV_ACTIVATIONS, "onednn.conv2d"),
@@ -102,14 +133,18 @@ UNITS: tuple[UnitKind, ...] = (
         needs=_PAIR_NEEDS,
     ),
     UnitKind("add", OpName("add"), OpName("onednn.add"), (), ("x", "y"), needs=_PAIR_NEEDS),
-    UnitKind(
-        "mul",
-        OpName("mul"),
-        OpName("onednn.mul"),
-        (),
-        ("x", "y"),
-        needs=frozenset({Need.NO_NUMBERS, Need.FLOAT32}),
+    *(
+        UnitKind(
+            "_".join(("mul", *chain)),
+            OpName("mul"),
+            OpName("onednn.mul"),
+            tuple(OpName(op) for op in chain),
+            ("x", "y"),
+            needs=frozenset({Need.NO_NUMBERS, Need.FLOAT32}),
+        )
+        for chain in (("relu",), ())
     ),
+    *LOOKUPS,
     *_dynamic("linear", _LINEAR_ACTIVATIONS),
     *DYNAMIC_CONVOLUTIONS,
     *FLOAT_KINDS,
@@ -150,7 +185,8 @@ KERNELS: tuple[Kernel, ...] = (
         (*_SCALED, *_ADDED, "relu", "keeps_other"),
     ),
     Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
-    Kernel(OpName("onednn.mul"), ("x", "y"), _PAIR),
+    Kernel(OpName("onednn.mul"), ("x", "y"), (*_PAIR, "relu")),
+    Kernel(OpName("plain.table"), ("x",), (*_SCALED, "steps")),
     Kernel(OpName("plain.shift"), ("x",), ()),
     Kernel(
         OpName("onednn.linear_dynamic"), ("x", "weight", "weight_scale", "bias"), _RANGED + _POST

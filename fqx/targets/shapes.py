@@ -54,8 +54,8 @@ AVERAGING: tuple[str, ...] = (
     "adaptive_avg_pool3d",
     "mean",
 )
-"""Averages lie within their values' range, and torch takes them of quantized tensors; plain
-integers have no such kernel. A scheme has to ask for them: a range of their own is narrower."""
+"""Averages lie within their values' range. A scheme has to ask for them: a range of their own is
+narrower."""
 
 JOINING: tuple[str, ...] = ("cat", "stack")
 """Operators whose first operand is a tuple of activations."""
@@ -79,8 +79,7 @@ def shape_kinds(form: str) -> tuple[UnitKind, ...]:
     With `plain` tensors an operator of `MOVING` stays itself, on integers; all others, and all on
     torch's quantized tensors, are kernels called `<form>.<op>`. `reference` has no kernels.
     """
-    averages = () if form == "plain" else AVERAGING
-    kinds = tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE, *averages))
+    kinds = tuple(_kind(form, op) for op in (*MOVING, *ZERO_AWARE, *AVERAGING))
     return kinds if form == "plain" else (*kinds, _bilinear(form))
 
 
@@ -102,12 +101,12 @@ def _kind(form: str, op: str) -> UnitKind:
 
 def shape_kernels(form: str) -> tuple[Kernel, ...]:
     """The schemas of the kernels among those rows."""
-    listed = (*MOVING, *ZERO_AWARE, *(AVERAGING if form == "native" else ()))
+    listed = (*MOVING, *ZERO_AWARE, *AVERAGING)
     return tuple(_kernel(form, op) for op in listed if _named(form, op))
 
 
 def _named(form: str, op: str) -> bool:
-    return form == "native" or op in ZERO_AWARE
+    return form == "native" or op not in MOVING
 
 
 def _kernel(form: str, op: str) -> Kernel:
@@ -122,4 +121,5 @@ def _kernel(form: str, op: str) -> Kernel:
             return Kernel(name, ("x", "pad"), ("zero_point",))
         case _:
             operands = tuple(item.name for item in row.operands)
-            return Kernel(name, operands, tuple(item.name for item in row.attrs))
+            more = ("zero_point",) if form == "plain" and op in AVERAGING else ()
+            return Kernel(name, operands, (*(item.name for item in row.attrs), *more))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fqx.edge.materialize import materialize
 from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
 from fqx.ir.graph import Graph, graph_of
-from fqx.ir.names import NodeId, Path, Stage
+from fqx.ir.names import NodeId, OpName, Path, Stage
 from fqx.ir.node import Node
 from fqx.ir.signature import Input, Signature, TensorType, Tree
 from fqx.ir.weight import Role, Weight
@@ -298,13 +298,13 @@ def test_two_activations(shapes: tuple[tuple[int, ...], ...], op: str, target: T
     agrees(p.graph(p.ints(made, 0.0437, 50)), target, 0.0437, f"{target.name}.{op.split()[0]}")
 
 
-@pytest.mark.parametrize("target", TARGETS[1:], ids=name_of)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
 def test_a_product_takes_the_relu(target: Target) -> None:
     p = Program(x=(2, 5, 7), y=(2, 5, 7))
     made = p.op("mul", "p", x=p.input("x"), y=p.input("y", 0.03, 40))
     made = p.op("relu", "r", x=made)
     graph = p.graph(p.ints(made, 0.0437, 50))
-    agrees(graph, target, 0.0437, "native.mul")
+    agrees(graph, target, 0.0437, f"{target.name}.mul")
     assert "relu" not in [node.op for node in lowered(graph, target)[0]]
 
 
@@ -331,8 +331,42 @@ ALONE: dict[str, dict[str, Arg]] = {
 """Scale and zero point of the result are apart from those of the operand."""
 
 
+TABLED = {
+    **ALONE,
+    "gelu": {},
+    "gelu tanh": {"approximate": "tanh"},
+    "silu": {},
+    "add": {"y": 0.37},
+    "mul": {"y": -1.7},
+    "add relu": {"y": 1},
+    "mul relu": {"y": -0.7},
+}
+
+
 def narrow(target: Target) -> int:
     return target.activation.qmax
+
+
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        *((TARGETS[0], case) for case in TABLED),
+        *((target, case) for target in TARGETS[1:] for case in ("gelu", "gelu tanh", "silu")),
+    ],
+    ids=str,
+)
+def test_a_table_is_its_reference_bit_for_bit(target: Target, case: str) -> None:
+    op, *rest = case.split()
+    p = Program(x=(2, 16, 31, 30))
+    made = p.op(op, "a", x=p.input("x", 0.0413, 60), **TABLED[case])
+    made = p.op("relu", "r", x=made) if "relu" in rest else made
+    graph = p.graph(p.ints(made, 0.0191, 50, narrow(target)))
+    lowered_graph, evidence, wanted, got = both(graph, target)
+    kernel = "plain.table" if target.form == "plain" else "native.table"
+    assert [node.op for node in lowered_graph].count(OpName(kernel)) == 1
+    assert "relu" not in [node.op for node in lowered_graph]
+    assert not evidence.misses
+    assert torch.equal(wanted[0], got[0])
 
 
 @pytest.mark.parametrize("op", ALONE)
@@ -488,7 +522,7 @@ AVERAGES: dict[str, tuple[tuple[int, ...], str, dict[str, Arg]]] = {
 
 
 @pytest.mark.parametrize("case", AVERAGES)
-@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
 def test_averages_keep_the_qparams(case: str, target: Target) -> None:
     """Equal but where the average of an even number of integers lies between two of them."""
     shape, op, attrs = AVERAGES[case]
@@ -498,7 +532,8 @@ def test_averages_keep_the_qparams(case: str, target: Target) -> None:
     graph = programs[0].graph(programs[0].ints(values[0], 0.0413, 11))
     exact = materialize(programs[1].graph(values[1])).unwrap()
     made, evidence, wanted, got = both(graph, target)
-    assert f"native.{op}" in [node.op for node in made]
+    form = "plain" if target.form == "plain" else "native"
+    assert f"{form}.{op}" in [node.op for node in made]
     assert not evidence.misses
     x = torch.randn(shape, generator=torch.Generator().manual_seed(7)) * 1.5
     # float32 sums of up to 63 values below 6: an error of 63 · 6 · 2^-24, in quanta of 0.0413

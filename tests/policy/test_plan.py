@@ -140,8 +140,9 @@ def test_a_known_range_needs_no_statistics() -> None:
     gate = draft.call("sigmoid", ":sigmoid", x=x)
     scaled = draft.call("mul", ":mul", x=x, y=gate)
     plan = plan_of(draft.graph(conv(draft, "two", scaled)))
-    known = plan[NodeId(":mul")].inputs["y"]
+    known = plan[NodeId(":sigmoid")].output
     assert isinstance(known, Fixed)
+    assert plan[NodeId(":mul")].inputs["y"] == SharedWith(NodeId(":sigmoid"))
     assert (known.scale, known.zero_point) == (1 / 256, 0)
     observers = {tap.value: tap.observer for tap in plan.taps}
     assert observers[NodeId(":sigmoid")].kind == "fixed"
