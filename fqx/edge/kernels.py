@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fqx.edge import tables
+from fqx.edge import lookups
 from fqx.edge.packing import (
     PLAIN_TEMPLATE,
     Packs,
@@ -30,6 +30,7 @@ from fqx.edge.packing import (
     version_of,
     viewed,
 )
+from fqx.edge.transposed import Spread, flipped
 from fqx.ir.arg import Arg
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
@@ -206,14 +207,14 @@ def _table(attrs: Attrs) -> Run:
         made: Tensor = write(value)
         return made
 
-    return tables.lookup(compute)
+    return lookups.lookup(compute)
 
 
 def _native_table(attrs: Attrs) -> Run:
     hush()
     run = _table({**attrs, "output": "uint8"})
-    out = (attrs["scale"], attrs["zero_point"])
-    return lambda x: torch._make_per_tensor_quantized_tensor(run(integers(x)), *out)
+    template = quantized_template(attrs["scale"], attrs["zero_point"])
+    return lambda x: viewed(run(integers(x)), template)
 
 
 # oneDNN on plain integers.
@@ -695,31 +696,19 @@ def _native_bounded(run: Run, attrs: Attrs) -> Run:
     return bounded
 
 
-def _own_engine(_: Tensor, attrs: Attrs) -> str:
-    engine: str = attrs["engine"]
-    return engine
-
-
-def _native_weighted(
-    name: str,
-    prepack: Callable[..., Any],
-    engine_for: Callable[[Tensor, Attrs], str] = _own_engine,
-) -> Bind:
-    """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes.
-
-    Whose kernel runs is decided when the weight is packed, for the engine `engine_for` names.
-    """
+def _native_weighted(name: str, prepack: Callable[..., Any]) -> Bind:
+    """A kernel on a packed weight; `prepack` gets quantized weight, bias and attributes."""
 
     def bound(attrs: Attrs) -> Run:
         hush()
         suffix = "_relu" if attrs.get("relu") else ""
         packet = getattr(_QUANTIZED, f"{name}{suffix}")
         call = packet.new if "new" in packet.overloads() else packet.default
-        scale_out, zero_out = attrs["scale"], attrs["zero_point"]
+        scale_out, zero_out, engine = attrs["scale"], attrs["zero_point"], attrs["engine"]
 
         def make(weight: Tensor, scale: Any, bias: Tensor | None) -> tuple[Any, ...]:
             held = None if bias is None else bias.detach().float()
-            with using_engine(engine_for(weight, attrs)):
+            with using_engine(engine):
                 return (prepack(quantized_weight(weight, scale), held, attrs),)
 
         packs = Packs(make)
@@ -826,25 +815,70 @@ def _conv_transpose_prepack(dims: int) -> Callable[..., Any]:
     return prepack
 
 
-def _transposing_engine(weight: Tensor, attrs: Attrs) -> str:
-    """The engine whose transposed convolution is right for this weight.
+def _transposed(dims: int, conv: Bind, attrs: Attrs) -> Callable[..., Any]:
+    """A transposed convolution by a convolution kernel, of plain integers and their zero point.
 
-    torch 2.13's onednn (x86 takes it too) mixes up unequal channels and takes no output padding,
-    fbgemm's is wrong for windows of 2 by 2. qnnpack's of one and two dimensions is right, and a
-    step off fbgemm's now and then.
+    With a `template` the kernel sees them as quantized tensors.
     """
-    engine: str = attrs["engine"]
-    equal = weight.shape[0] == weight.shape[1] * attrs["groups"]
-    plain, narrow = equal and not any(attrs["output_padding"]), weight.shape[2:] == (2, 2)
-    match engine:
-        case "x86" if not plain:
-            return "qnnpack" if narrow else "fbgemm"
-        case "fbgemm" if narrow:
-            return "qnnpack"
-        case "onednn" if not plain and weight.dim() < 5:
-            return "qnnpack"
-        case _:
-            return engine
+    names = ("stride", "padding", "output_padding", "dilation")
+    stride, padding, output_padding, dilation = (tuple(attrs[name]) for name in names)
+    groups = attrs["groups"]
+
+    def make(weight: Tensor, scale: Any) -> tuple[Any, ...]:
+        kernel = tuple(weight.shape[2:])
+        spread = Spread(stride, padding, output_padding, dilation, kernel)
+        around = tuple(max(zeros, 0) for zeros in spread.around)
+        scales = scales_of(scale)
+        scales = scales if scales.numel() == 1 else scales.repeat(groups)
+        run = conv({**attrs, "stride": (1,) * dims, "padding": around})
+        return spread, run, flipped(weight.detach(), groups), scales
+
+    packs = Packs(make)
+
+    def run(
+        x: Tensor, zero: int, template: Tensor | None, weight: Tensor, scale: Any, bias: Any
+    ) -> Any:
+        state = packs.state
+        if stale(state, weight, scale):
+            state = packs.renew(weight, scale)
+        spread, convolve, held, scales = state[3:]
+        codes = spread.of(x, zero)
+        seen = codes if template is None else viewed(codes, template)
+        return convolve(seen, held, scales, bias)
+
+    return run
+
+
+def _conv_transpose(dims: int) -> Bind:
+    def bound(attrs: Attrs) -> Run:
+        zero, activation = attrs["x_zero_point"], attrs["activation"]
+        packs = zero and activation in ("none", "relu") and attrs["output"] == "uint8"
+        more = {"relu": activation == "relu", "engine": "onednn"} if packs else {}
+        conv = _packed_conv(dims) if packs else _conv(dims)
+        run = _transposed(dims, conv, {**attrs, **more})
+        return lambda x, *rest: run(x, zero, None, *rest)
+
+    return bound
+
+
+def _native_conv_transpose(dims: int) -> Bind:
+    """qnnpack's own kernel of one and two dimensions; the others are wrong and not run."""
+    of_torch = _native_weighted(f"conv_transpose{dims}d", _conv_transpose_prepack(dims))
+    conv = _native_weighted(f"conv{dims}d", _conv_prepack(dims))
+
+    def bound(attrs: Attrs) -> Run:
+        if attrs["engine"] == "qnnpack" and dims < 3:
+            return of_torch(attrs)
+        hush()
+        run = _transposed(dims, conv, attrs)
+
+        def on_integers(x: Tensor, *rest: Any) -> Any:
+            zero = x.q_zero_point()
+            return run(integers(x), zero, quantized_template(x.q_scale(), zero), *rest)
+
+        return on_integers
+
+    return bound
 
 
 def _linear_prepack(weight: Tensor, bias: Tensor | None, _: Attrs) -> Any:
@@ -1196,6 +1230,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         **{OpName(f"onednn.conv{n}d"): _conv(n) for n in (1, 2, 3)},
         OpName("onednn.conv2d_as_linear"): _conv2d_as_linear,
         OpName("onednn.conv2d_add"): _conv2d_add,
+        **{OpName(f"onednn.conv_transpose{n}d"): _conv_transpose(n) for n in (1, 2, 3)},
         OpName("onednn.linear"): _linear,
         OpName("onednn.linear_add"): _linear_add,
         OpName("onednn.linear_dynamic"): _linear_dynamic,
@@ -1218,12 +1253,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
             OpName(f"native.conv{n}d"): _native_weighted(f"conv{n}d", _conv_prepack(n))
             for n in (1, 2, 3)
         },
-        **{
-            OpName(f"native.conv_transpose{n}d"): _native_weighted(
-                f"conv_transpose{n}d", _conv_transpose_prepack(n), _transposing_engine
-            )
-            for n in (1, 2, 3)
-        },
+        **{OpName(f"native.conv_transpose{n}d"): _native_conv_transpose(n) for n in (1, 2, 3)},
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
         **{OpName(f"packed.conv{n}d"): _packed_conv(n) for n in (1, 2, 3)},
         **{

@@ -136,6 +136,8 @@ def _transposed_cases(dims: int) -> Iterator[_Case]:
         "dilation": ones,
     }
     yield _Case("64 channels", (1, 64, *(4,) * dims), (64, 8, *(3,) * dims), attrs)
+    grouped = {**attrs, "groups": 2}
+    yield _Case("grouped", (2, 32, *(3,) * dims), (32, 8, *(2,) * dims), grouped)
 
 
 def _linear_cases(_: int) -> Iterator[_Case]:
@@ -148,7 +150,11 @@ _CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = MappingP
         **{OpName(f"onednn.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
         **{OpName(f"packed.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
         **{OpName(f"native.conv{n}d"): (_conv_cases, n) for n in (1, 2, 3)},
-        **{OpName(f"native.conv_transpose{n}d"): (_transposed_cases, n) for n in (1, 2, 3)},
+        **{
+            OpName(f"{target}.conv_transpose{n}d"): (_transposed_cases, n)
+            for target in ("native", "onednn")
+            for n in (1, 2, 3)
+        },
         OpName("onednn.conv2d_add"): (_conv_cases, 2),
         OpName("onednn.linear"): (_linear_cases, 0),
         OpName("onednn.linear_add"): (_linear_cases, 0),

@@ -58,7 +58,6 @@ class Need(Enum):
     PLAIN_PAD = "the padding mode or value has no integer kernel"
     NEAREST = "only the nearest mode keeps the quantized values"
     BILINEAR = "only the nearest and the bilinear mode have an integer kernel"
-    EQUAL_CHANNELS = "the kernel is wrong unless as many channels go out as come in"
     EVAL = "batch norm in training mode"
     OWN_STATISTICS = "its statistics are stored ones"
     NORMED_RANK = "the input is not known to have two to five dimensions"
@@ -251,8 +250,6 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
         case Need.BILINEAR:
             plain = anchor.attrs.get("antialias") in (False, None)
             return anchor.attrs.get("mode") == "bilinear" and plain
-        case Need.EQUAL_CHANNELS:
-            return _channels(place, anchor)
         case Need.EVAL:
             return anchor.attrs.get("training") is False and None not in anchor.args[3:5]
         case Need.OWN_STATISTICS:
@@ -327,16 +324,6 @@ def _same_shape(place: Place, unit: Unit) -> bool:
         if dims is None or None in dims or dims != sides[1].dims:
             return False
     return True
-
-
-def _channels(place: Place, anchor: Node) -> bool:
-    """Whether the anchor is known to give as many channels as it takes."""
-    source = anchor.args[0]
-    taken = _type(place, source.id) if isinstance(source, NodeRef) else None
-    given = _type(place, anchor.id)
-    if taken is None or given is None or taken.dims is None or given.dims is None:
-        return False
-    return len(taken.dims) == len(given.dims) > 2 and taken.dims[1] == given.dims[1]
 
 
 def _batches(place: Place, anchor: Node) -> bool:

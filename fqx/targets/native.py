@@ -115,25 +115,18 @@ _EVERYWHERE: tuple[UnitKind, ...] = (
 )
 
 
-def _transposed(dims: tuple[int, ...], *needs: Need) -> tuple[UnitKind, ...]:
-    """Transposed convolutions take one scale per weight."""
-    return tuple(
-        replace(_weighted(f"conv_transpose{n}d", (), *needs), channel_axis=None) for n in dims
-    )
+def _transposed(dims: tuple[int, ...], axis: int | None) -> tuple[UnitKind, ...]:
+    """Transposed convolutions, with scales along this axis of their weights."""
+    return tuple(replace(_weighted(f"conv_transpose{n}d", ()), channel_axis=axis) for n in dims)
 
 
 _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
     {
-        # torch 2.13: onednn's are wrong for unequal channels and take no output padding, qnnpack's
-        # of three dimensions are wrong everywhere; where another engine's is right and exact within
-        # the same ranges, the kernel takes that
-        "x86": _transposed((1, 2, 3)),
-        "onednn": (
-            *_transposed((1, 2)),
-            *_transposed((3,), Need.EQUAL_CHANNELS, Need.NO_OUTPUT_PADDING),
-        ),
-        "fbgemm": _transposed((1, 2, 3)),
-        "qnnpack": _transposed((1, 2)),
+        # torch's own are wrong: onednn's (x86 takes those too) from one call to the next, fbgemm's
+        # of two dimensions for windows of 2, qnnpack's of three everywhere; so these run as
+        # convolutions. qnnpack's of one and two are right, with one scale per weight
+        **{name: _transposed((1, 2, 3), 1) for name in ("x86", "onednn", "fbgemm")},
+        "qnnpack": (*_transposed((1, 2), None), *_transposed((3,), 1)),
     }
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Mode, Need, UnitKind
@@ -41,6 +43,13 @@ def _weighted(anchor: str, activations: tuple[str, ...], kernel: str) -> tuple[U
         )
         for chain in chains
     )
+
+
+def _transposed(dims: int, activations: tuple[str, ...]) -> tuple[UnitKind, ...]:
+    """A transposed convolution, which runs as a convolution: output channels lie along axis 1."""
+    name = f"conv_transpose{dims}d"
+    rows = _weighted(name, activations, f"onednn.{name}")
+    return tuple(replace(row, channel_axis=1) for row in rows)
 
 
 def tabled(anchor: str, absorbs: tuple[str, ...] = (), kernel: str = "plain.table") -> UnitKind:
@@ -121,6 +130,9 @@ UNITS: tuple[UnitKind, ...] = (
     *_weighted("conv2d", _CONV_ACTIVATIONS, "onednn.conv2d"),
     # oneDNN as torch calls it takes no activation behind a convolution of three dimensions
     *_weighted("conv3d", (), "onednn.conv3d"),
+    *_transposed(1, _CONV_ACTIVATIONS),
+    *_transposed(2, _CONV_ACTIVATIONS),
+    *_transposed(3, ()),
     *_added("conv2d", "onednn.conv2d_add"),
     *_weighted("linear", _LINEAR_ACTIVATIONS, "onednn.linear"),
     *_added("linear", "onednn.linear_add"),
@@ -177,6 +189,14 @@ KERNELS: tuple[Kernel, ...] = (
         OpName("onednn.conv2d_add"),
         ("x", "weight", "weight_scale", "bias", "other"),
         (*_SCALED, *_CONV, *_ADDED, "relu", "keeps_other"),
+    ),
+    *(
+        Kernel(
+            OpName(f"onednn.conv_transpose{n}d"),
+            ("x", "weight", "weight_scale", "bias"),
+            (*_SCALED, *_CONV, "output_padding", *_POST),
+        )
+        for n in (1, 2, 3)
     ),
     Kernel(OpName("onednn.linear"), ("x", "weight", "weight_scale", "bias"), (*_SCALED, *_POST)),
     Kernel(

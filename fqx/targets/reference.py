@@ -4,30 +4,10 @@ from __future__ import annotations
 
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Target
-from fqx.policy.units import Form, Mode, Need, UnitKind
+from fqx.policy.units import Mode, Need, UnitKind
 from fqx.targets import native as _native
 from fqx.targets import onednn as _onednn
 from fqx.targets.shapes import shape_kinds
-
-_BOTH = frozenset({Form.INT8, Form.FLOAT})
-_WEIGHTED = frozenset({Need.CONSTANT_WEIGHT})
-
-_MORE: tuple[UnitKind, ...] = tuple(
-    UnitKind(
-        "_".join((f"conv_transpose{n}d", *absorbs)),
-        OpName(f"conv_transpose{n}d"),
-        None,
-        tuple(OpName(op) for op in absorbs),
-        ("x",),
-        "weight",
-        _BOTH,
-        needs=_WEIGHTED,
-        channel_axis=1,
-    )
-    for n in (1, 2, 3)
-    for absorbs in (("relu",), ())
-)
-
 
 _FLOAT_KERNELS: tuple[UnitKind, ...] = (
     UnitKind("sub", OpName("sub"), None, (), ("x", "y"), asked=True),
@@ -69,7 +49,6 @@ UNITS: tuple[UnitKind, ...] = (
         for kind in _native.WEIGHTLESS
         if (kind.anchor, kind.absorbs, Need.A_NUMBER in kind.needs) not in _HELD
     ),
-    *_MORE,
     *_FLOAT_KERNELS,
     *shape_kinds("reference"),
 )

@@ -86,11 +86,13 @@ def test_an_engine_that_is_not_there_is_a_fault() -> None:
 
 
 def test_a_wrong_kernel_leaves_the_target() -> None:
-    """qnnpack's transposed convolutions of three dimensions of torch 2.13 mix channels up."""
-    kinds = native("fbgemm").unwrap().units
-    moved = [kind for kind in kinds if kind.anchor == "conv_transpose3d"]
+    """A kernel of plain integers among those of quantized tensors."""
+    moved = [kind for kind in onednn().units if kind.name == "linear_gelu"]
     target = native("qnnpack").unwrap()
     with_wrong = replace(target, units=(*target.units, *moved))
+    assert OpName("onednn.linear") in {
+        trial.kernel for trial in trials(with_wrong) if not trial.passes
+    }
     found = probe(with_wrong).unwrap()
-    assert not found.kinds(OpName("conv_transpose3d"))
+    assert "linear_gelu" not in {kind.name for kind in found.units}
     assert found.kinds(OpName("conv2d"))

@@ -636,36 +636,6 @@ def test_a_mover_between_other_qparams_stays_float_and_says_so() -> None:
     assert torch.equal(wanted[0], got[0])
 
 
-@pytest.mark.parametrize("window", [2, 3])
-@pytest.mark.parametrize("channels", [(6, 4, 1), (16, 16, 1), (6, 3, 2), (6, 2, 2)])
-@pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn", "qnnpack"])
-def test_transposed_convolution(engine: str, channels: tuple[int, int, int], window: int) -> None:
-    taken, given, groups = channels
-    p = Program(x=(2, taken, 5, 5))
-    w = p.weight("t", (taken, given, window, window), None)
-    ends: dict[str, Arg] = {"output_padding": (window - 2,) * 2, "groups": groups}
-    attrs: dict[str, Arg] = {"stride": (2, 2), "padding": (window - 2,) * 2, **ends}
-    bias, target = p.bias("t", given * groups), native(engine).unwrap()
-    made = p.op("conv_transpose2d", "t", x=p.input("x"), weight=w, bias=bias, **attrs)
-    graph = p.graph(p.ints(made, 0.02, 50, narrow(target)))
-    # where its own kernel is wrong the engine takes qnnpack's
-    agrees(graph, target, 0.02, "native.conv_transpose2d", unequal=0.02)
-    _, evidence, wanted, got = both(graph, onednn())
-    assert "no kernel for conv_transpose2d" in evidence.misses[0].why
-    assert torch.equal(wanted[0], got[0])
-
-
-def test_an_engine_without_the_transposed_convolution_is_told() -> None:
-    p = Program(x=(2, 6, 4, 3, 5))
-    w = p.weight("t", (6, 4, 3, 3, 3), None)
-    made = p.op("conv_transpose3d", "t", x=p.input("x"), weight=w, bias=p.bias("t", 4))
-    graph = p.graph(p.ints(made, 0.02, 50))
-    for engine, why in (("onednn", "as many channels"), ("qnnpack", "no kernel")):
-        _, evidence, wanted, got = both(graph, native(engine).unwrap())
-        assert why in evidence.misses[0].why
-        assert torch.equal(wanted[0], got[0])
-
-
 @pytest.mark.parametrize("op", ["add", "mul", "add relu", "mul relu"])
 @pytest.mark.parametrize("shape", [(2, 8, 1, 1), (8, 1, 1), (1,)])
 @pytest.mark.parametrize("target", NATIVE, ids=name_of)
@@ -691,17 +661,76 @@ def test_bilinear_interpolation(
     agrees(graph, target, 0.05, "native.interpolate")
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("window", [2, 3])
-def test_transposed_convolution_of_three_dimensions(window: int, groups: int) -> None:
-    p = Program(x=(2, 6, 4, 3, 5))
-    w = p.weight("t", (6, 4, *(window,) * 3), None)
-    place: dict[str, Arg] = {"stride": (2, 1, 2), "padding": (1, 0, 1), "dilation": (1,) * 3}
-    attrs: dict[str, Arg] = {**place, "output_padding": (1, 0, 0), "groups": groups}
-    bias = p.bias("t", 4 * groups)
-    made = p.op("conv_transpose3d", "t", x=p.input("x"), weight=w, bias=bias, **attrs)
-    graph = p.graph(p.ints(made, 0.0191, 50))
-    agrees(graph, native("fbgemm").unwrap(), 0.0191, "native.conv_transpose3d")
+TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Arg]]] = {
+    "upsampling": ((2, 6, 5, 5), (6, 4, 2, 2), {"stride": (2, 2)}),
+    "output padding": (
+        (2, 6, 5, 5),
+        (6, 4, 3, 3),
+        {"stride": (2, 2), "padding": (1, 1), "output_padding": (1, 1)},
+    ),
+    "no stride": ((2, 6, 5, 7), (6, 8, 3, 3), {"padding": (1, 1)}),
+    "oblong": ((1, 6, 5, 4), (6, 8, 4, 1), {"stride": (3, 1), "padding": (1, 0)}),
+    "dilation": ((2, 4, 5, 5), (4, 8, 3, 2), {"dilation": (2, 3), "stride": (2, 2)}),
+    "groups": ((2, 6, 5, 5), (6, 4, 3, 3), {"stride": (2, 2), "groups": 3}),
+    "more padding than window": ((2, 4, 6, 6), (4, 8, 2, 2), {"padding": (3, 2), "stride": (2, 2)}),
+    "32 of window 2": ((1, 16, 5, 5), (16, 32, 2, 2), {}),
+    "one dimension": (
+        (2, 6, 9),
+        (6, 4, 3),
+        {"stride": (2,), "padding": (1,), "output_padding": (1,), "groups": 2},
+    ),
+    "three dimensions": (
+        (2, 6, 4, 3, 5),
+        (6, 4, 2, 2, 3),
+        {"stride": (2, 1, 2), "padding": (1, 0, 1), "output_padding": (1, 0, 0), "groups": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+@pytest.mark.parametrize("target", EXACT, ids=name_of)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_transposed_convolutions(axis: int | None, target: Target, case: str) -> None:
+    agrees(transposed(case, axis), target, 0.0191, f"{target.name}.conv_transpose{rank(case)}d")
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_transposed_convolutions_of_qnnpack(case: str) -> None:
+    kernel = f"native.conv_transpose{rank(case)}d"
+    agrees(transposed(case, None), native("qnnpack").unwrap(), 0.0191, kernel)
+
+
+def test_qnnpack_has_one_scale_for_a_transposed_convolution() -> None:
+    _, evidence, wanted, got = both(transposed("groups", 1), native("qnnpack").unwrap())
+    assert "no scales along that axis" in evidence.misses[0].why
+    assert torch.equal(wanted[0], got[0])
+
+
+@pytest.mark.parametrize("after", ["relu", "clamp", "hardswish", "silu"])
+def test_a_transposed_convolution_takes_the_activation(after: str) -> None:
+    graph = transposed("output padding", 1, after)
+    agrees(graph, onednn(), 0.0191, "onednn.conv_transpose2d")
+    assert after not in [node.op for node in lowered(graph, onednn())[0]]
+
+
+def rank(case: str) -> int:
+    return len(TRANSPOSED[case][0]) - 2
+
+
+def transposed(case: str, axis: int | None, after: str = "") -> Graph:
+    shape, weight, attrs = TRANSPOSED[case]
+    p, dims = Program(x=shape), len(shape) - 2
+    w, groups = p.weight("t", weight, axis), attrs.get("groups", 1)
+    assert isinstance(groups, int)
+    none: dict[str, Arg] = {"dilation": (1,) * dims, "output_padding": (0,) * dims}
+    still: dict[str, Arg] = {"stride": (1,) * dims, "padding": (0,) * dims, "groups": 1}
+    given = {**none, **still, **attrs}
+    bias, x = p.bias("t", weight[1] * groups), p.input("x", 0.05, 37)
+    made = p.op(f"conv_transpose{dims}d", "t", x=x, weight=w, bias=bias, **given)
+    if after:
+        bounds: dict[str, Arg] = {"low": -0.5, "high": 0.75} if after == "clamp" else {}
+        made = p.op(after, "a", x=made, **bounds)
+    return p.graph(p.ints(made, 0.0191, 50))
 
 
 def test_int8_activations_are_shifted() -> None:

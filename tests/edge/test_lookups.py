@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fqx.edge.tables import Lookup, lookup
+from fqx.edge.lookups import Lookup, lookup
 
 TABLE = torch.randint(0, 256, (256,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 LAST = torch.channels_last
