@@ -331,7 +331,7 @@ ALONE: dict[str, dict[str, Arg]] = {
 """Scale and zero point of the result are apart from those of the operand."""
 
 
-TABLED = {
+TABLED: dict[str, dict[str, Arg]] = {
     **ALONE,
     "gelu": {},
     "gelu tanh": {"approximate": "tanh"},
