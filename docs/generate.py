@@ -221,12 +221,15 @@ _SUPPORT_REST = (
     "| light operators are int8 wherever they are matched | only between int8 neighbours, "
     "or `lone` | a quantize, a kernel and a dequantize cost more than the float operator "
     "|",
-    "| `conv2d_add` on `native` | two kernels | torch's needs its global engine in every "
-    "call, which two threads cannot set; `onednn` has it |",
+    "| `conv2d_add`, `linear_leaky_relu`, `linear_tanh` on the engine onednn | oneDNN's kernels on "
+    "the integers, the same bits | torch's need their engine to be the global one in every call, "
+    "which two threads cannot set |",
     "| dynamic convolutions (`quantized.conv2d_dynamic`) | onednn's kernels with float "
     "results | torch's write the result in the scale of the input, which saturates |",
-    "| transposed convolutions wrong for unequal channels (onednn, x86) and for windows of 2 by 2 "
-    "(fbgemm) | the kernel of an engine that is right | torch 2.13 runs the wrong ones |",
+    "| transposed convolutions | convolutions of the input with zeros between, but for "
+    "qnnpack's of one and two dimensions | torch 2.13's are wrong: onednn's (x86 takes those "
+    "too) from one call to the next, fbgemm's of two dimensions for windows of 2, qnnpack's "
+    "of three everywhere |",
     "| dynamic linears of modules use 7 bits always | 8 bits where sums are exact | one "
     "bit more of accuracy for nothing |",
     "| quantized bags always sum and forget `padding_idx` | every mode, and padding | "

@@ -1067,6 +1067,22 @@ def _native_fixed(function: Callable[[Tensor], Tensor], scale: float, zero_point
     return bound
 
 
+def _native_pointwise(plain: Bind) -> Bind:
+    """A kernel of onednn on the integers of quantized tensors, given back in the same memory."""
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        run = plain({**attrs, "output": "uint8"})
+        template = quantized_template(attrs["scale"], attrs["zero_point"])
+
+        def on_integers(x: Tensor, weight: Tensor, scale: Any, bias: Any, *other: Tensor) -> Tensor:
+            return viewed(run(integers(x), weight, scale, bias, *map(integers, other)), template)
+
+        return on_integers
+
+    return bound
+
+
 def _native_softmax(attrs: Attrs) -> Run:
     hush()
     call, dim = _QUANTIZED.softmax.default, attrs["dim"]
@@ -1255,6 +1271,8 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         },
         **{OpName(f"native.conv_transpose{n}d"): _native_conv_transpose(n) for n in (1, 2, 3)},
         OpName("native.linear"): _native_weighted("linear", _linear_prepack),
+        OpName("native.linear_post"): _native_pointwise(_linear),
+        OpName("native.conv2d_add"): _native_pointwise(_conv2d_add),
         **{OpName(f"packed.conv{n}d"): _packed_conv(n) for n in (1, 2, 3)},
         **{
             OpName(f"native.{name}_dynamic"): _native_recurrent_dynamic(name)

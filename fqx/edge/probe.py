@@ -158,6 +158,8 @@ _CASES: Mapping[OpName, tuple[Callable[[int], Iterator[_Case]], int]] = MappingP
         OpName("onednn.conv2d_add"): (_conv_cases, 2),
         OpName("onednn.linear"): (_linear_cases, 0),
         OpName("onednn.linear_add"): (_linear_cases, 0),
+        OpName("native.linear_post"): (_linear_cases, 0),
+        OpName("native.conv2d_add"): (_conv_cases, 2),
         OpName("native.linear"): (_linear_cases, 0),
         OpName("onednn.add"): (_linear_cases, 0),
         OpName("onednn.mul"): (_linear_cases, 0),
@@ -259,10 +261,15 @@ def _weighted_trial(
             known |= {"relu": False, "engine": "onednn"}
     else:
         known |= {"engine": target.engine} | ({} if "transpose" in name else {"relu": False})
+        if name.endswith(("_post", "_add")):
+            known |= {"x_scale": scale, "x_zero_point": zero}
+        if name.endswith("_post"):
+            del known["relu"]
+            known |= {"activation": "none", "activation_args": ()}
     if name.endswith("_add"):
         other = torch.arange(exact.numel()).reshape(exact.shape) % 100
         exact = exact + (other.double() - 9) * 0.5
-        operands = (*operands, other.to(torch.uint8))
+        operands = (*operands, _held(target, other, 0.5, 9))
         known |= {"other_scale": 0.5, "other_zero_point": 9, "relu": False, "keeps_other": True}
     return exact, lambda out: _run(op, {**known, **out}, operands)
 

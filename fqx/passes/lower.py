@@ -516,8 +516,7 @@ class _Shop:
                 return NoUnit(anchor.id, "the addend has another integer type than the sum")
             args = (*args, NodeRef(other.node))
             attrs["keeps_other"] = True
-            if self.target.form == "plain":
-                attrs |= {"other_scale": other.scale, "other_zero_point": other.zero_point}
+            attrs |= {"other_scale": other.scale, "other_zero_point": other.zero_point}
         kernel = unit.kind.kernel
         assert kernel is not None
         return Node(anchor.id, kernel, args, FrozenMap(attrs), self._origin(unit))
@@ -594,20 +593,18 @@ class _Shop:
         attrs: dict[str, Arg] = dict(anchor.attrs.items())
         last = self.source[unit.last]
         acts = unit.last != unit.anchor and last.op != "add"
-        if self.target.form == "plain":
+        plain, posts = self.target.form == "plain", str(unit.kind.kernel).endswith("_post")
+        attrs |= _out_attrs(out)
+        if plain or posts or unit.kind.adds:
             attrs |= {"x_scale": x.scale, "x_zero_point": x.zero_point}
-            attrs |= _out_attrs(out)
-        else:
-            assert out is not None
-            attrs |= _out_attrs(out)
+        if not plain:
             del attrs["output"]
             attrs["engine"] = self.target.engine
-        if unit.kind.adds or self.target.form == "quantized":
-            if not anchor.op.startswith("conv_transpose"):
-                attrs["relu"] = acts
-        else:
+        if posts or (plain and not unit.kind.adds):
             attrs["activation"] = last.op if acts else "none"
             attrs["activation_args"] = _activation_args(last) if acts else ()
+        elif not anchor.op.startswith("conv_transpose"):
+            attrs["relu"] = acts
         return attrs
 
     def _weightless(self, unit: Unit, out: _Integers | None) -> Node | NoUnit:
@@ -1033,7 +1030,10 @@ _MAKING = (
     "native.mul",
     "native.quantize",
 )
-_MAKING_OPS = ("quantize", "dequantize", "native.dequantize", "plain.relu", "plain.clamp")
+_MAKING_OPS = (
+    *("quantize", "dequantize", "native.dequantize"),
+    *("plain.relu", "plain.clamp", "plain.table", "native.table"),
+)
 
 
 def _makes_memory(node: Node) -> bool:

@@ -198,6 +198,8 @@ class _Hall:
             return None
         mode = choice.scheme.mode
         kinds = self.kinds.setdefault((node.op, mode), kinds_in(self.scene.target, node.op, mode))
+        if not choice.scheme.lone:
+            kinds = tuple(kind for kind in kinds if not kind.asked) or kinds
         kinds = (CUSTOM,) if self._is_custom(node) else kinds
         if not kinds:
             return None

@@ -1,7 +1,8 @@
 """torch's packed-weight kernels on quantized dtypes (`torch.ops.quantized.*`), per engine.
 
-Only kernels that run whatever torch's global engine is: `conv2d_add` needs it set in every call,
-which two threads cannot do, so additions are units of their own here.
+Only kernels that run whatever torch's global engine is. Its convolution with an addition and its
+linears with a leaky relu or tanh need it to be onednn in every call, which two threads cannot set:
+`native("onednn")` runs the same kernels of oneDNN on the integers instead, bit for bit.
 """
 
 from __future__ import annotations
@@ -120,12 +121,31 @@ def _transposed(dims: tuple[int, ...], axis: int | None) -> tuple[UnitKind, ...]
     return tuple(replace(_weighted(f"conv_transpose{n}d", ()), channel_axis=axis) for n in dims)
 
 
+_POINTWISE: tuple[UnitKind, ...] = (
+    *(
+        replace(_weighted("linear", (op,)), kernel=OpName("native.linear_post"))
+        for op in ("leaky_relu", "tanh")
+    ),
+    # asked for, since this kernel rearranges a weight in every call whose input has a zero point:
+    # 512 channels of 7 x 7 take 216 us without one and 1,024 with, a convolution and a sum 296
+    *(
+        replace(
+            _weighted("conv2d", absorbs, Need.SAME_SHAPE, Need.UNSCALED, Need.FREE_ADDEND),
+            kernel=OpName("native.conv2d_add"),
+            asked=True,
+        )
+        for absorbs in (("add", "relu"), ("add",))
+    ),
+)
+"""Kernels on plain integers that torch has for its engine onednn alone."""
+
 _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
     {
         # torch's own are wrong: onednn's (x86 takes those too) from one call to the next, fbgemm's
         # of two dimensions for windows of 2, qnnpack's of three everywhere; so these run as
         # convolutions. qnnpack's of one and two are right, with one scale per weight
-        **{name: _transposed((1, 2, 3), 1) for name in ("x86", "onednn", "fbgemm")},
+        **{name: _transposed((1, 2, 3), 1) for name in ("x86", "fbgemm")},
+        "onednn": (*_transposed((1, 2, 3), 1), *_POINTWISE),
         "qnnpack": (*_transposed((1, 2), None), *_transposed((3,), 1)),
     }
 )
@@ -160,6 +180,19 @@ KERNELS: tuple[Kernel, ...] = (
             (*_OUT, "stride", "padding", "output_padding", "groups", "dilation", "engine"),
         )
         for n in (1, 2, 3)
+    ),
+    Kernel(
+        OpName("native.linear_post"),
+        ("x", "weight", "weight_scale", "bias"),
+        ("x_scale", "x_zero_point", *_OUT, "activation", "activation_args", "engine"),
+    ),
+    Kernel(
+        OpName("native.conv2d_add"),
+        ("x", "weight", "weight_scale", "bias", "other"),
+        (
+            *("x_scale", "x_zero_point", *_OUT, *_CONV),
+            *("other_scale", "other_zero_point", "relu", "keeps_other", "engine"),
+        ),
     ),
     Kernel(
         OpName("native.linear"),

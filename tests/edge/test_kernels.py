@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fqx.edge import kernels
 from fqx.edge.kernels import BINDERS, FUNCTIONS, bind, integers, op_of_function
+from fqx.edge.packing import quantized_weight
 from fqx.ir.arg import Arg, DType
 from fqx.ir.names import OpName
 from fqx.kit.frozen import FrozenMap
@@ -346,3 +347,54 @@ def test_channels_last_changes_the_layout_alone() -> None:
     made = bound("plain.channels_last")(x)
     assert torch.equal(made, x)
     assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("shape", [(4, 16, 8), (33, 64, 100)], ids=str)
+def test_a_linear_with_an_activation_is_torchs_bit_for_bit(
+    op: str, shape: tuple[int, int, int]
+) -> None:
+    """torch's own runs under its engine onednn alone; this one does whatever the engine is."""
+    rows, features, count = shape
+    weight, scale, bias = weight_of((count, features))
+    x, args = quantized((rows, features), 0.05, 103), (0.2,) if op == "leaky_relu" else ()
+    post: dict[str, Arg] = {"activation": op, "activation_args": args}
+    run = bound("native.linear_post", x_scale=0.05, x_zero_point=103, **post, **OUT)
+    got = run(x, weight, scale, bias)
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "onednn"
+    held = torch.ops.quantized.linear_prepack(quantized_weight(weight, scale), bias)
+    theirs = getattr(torch.ops.quantized, f"linear_{op}")(x, held, 0.0191, 50, *args)
+    torch.backends.quantized.engine = before
+    assert torch.equal(got.int_repr(), theirs.int_repr())
+    assert (got.q_scale(), got.q_zero_point()) == (theirs.q_scale(), 50)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_convolution_with_an_addition_is_torchs_bit_for_bit(relu: bool, groups: int) -> None:
+    weight, scale, bias = weight_of((16, 8 // groups, 3, 3))
+    x, other = quantized((2, 8, 9, 9), 0.05, 103), quantized((2, 16, 9, 9), 0.07, 90)
+    place: dict[str, Arg] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    known: dict[str, Arg] = {"x_scale": 0.05, "x_zero_point": 103, "other_scale": 0.07}
+    known |= {"other_zero_point": 90, "keeps_other": True, "relu": relu, "groups": groups}
+    kept = other.int_repr()
+    got = bound("native.conv2d_add", **place, **known, **OUT)(x, weight, scale, bias, other)
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "onednn"
+    held = torch.ops.quantized.conv2d_prepack(
+        quantized_weight(weight, scale), bias, [1, 1], [1, 1], [1, 1], groups
+    )
+    name = "conv2d_add_relu" if relu else "conv2d_add"
+    theirs = getattr(torch.ops.quantized, name)(x, other, held, 0.0191, 50)
+    torch.backends.quantized.engine = before
+    assert torch.equal(got.int_repr(), theirs.int_repr())
+    assert torch.equal(other.int_repr(), kept)
+
+
+def weight_of(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, a scale for each of axis 0, and a bias."""
+    drawn = torch.Generator().manual_seed(6)
+    integers = torch.randint(-127, 128, shape, generator=drawn, dtype=torch.int8)
+    scale = torch.rand(shape[0], generator=drawn) * 0.01 + 0.001
+    return integers, scale, torch.randn(shape[0], generator=drawn)

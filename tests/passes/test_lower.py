@@ -284,6 +284,34 @@ def test_an_addend_that_is_the_input_is_not_written_into() -> None:
     assert node.attrs["keeps_other"] is True
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_onednn_of_native_adds_too(relu: bool, again: bool) -> None:
+    target = native("onednn").unwrap()
+    graph = residual(relu=relu, again=again)
+    if again:
+        made, _, wanted, got = both(graph, target)
+        torch.testing.assert_close(got[1], wanted[1], rtol=1e-6, atol=0)
+    else:
+        agrees(graph, target, 0.04, "native.conv2d_add")
+        made = lowered(graph, target)[0]
+    node = next(node for node in made if node.op == "native.conv2d_add")
+    assert node.attrs["keeps_other"] is again
+    assert node.attrs["relu"] is relu
+
+
+@pytest.mark.parametrize("op", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("most", [127, 255])
+def test_onednn_of_native_takes_the_activation_behind_a_linear(op: str, most: int) -> None:
+    target, p = native("onednn").unwrap(), Program(x=(3, 5, 24))
+    attrs: dict[str, Arg] = {"negative_slope": 0.3} if op == "leaky_relu" else {}
+    weight, bias = p.weight("l", (10, 24)), p.bias("l", 10)
+    made = p.op("linear", "l", x=p.input("x"), weight=weight, bias=bias)
+    graph = p.graph(p.ints(p.op(op, "a", x=made, **attrs), 0.0131, 60, most))
+    agrees(graph, target, 0.0131, "native.linear_post")
+    assert f"native.{op}" not in [node.op for node in lowered(graph, target)[0]]
+
+
 PAIRS = [((2, 8, 6, 6), (2, 8, 6, 6)), ((2, 3, 5), (2, 3, 5)), ((4, 7), (4, 7))]
 
 
