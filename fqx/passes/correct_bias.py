@@ -4,15 +4,21 @@
 
 per output channel, over the batches (Nagel et al. 2019, eq. 17, the expectations measured). Layers
 are corrected in program order, each behind corrected ones, since a correction changes what all
-layers behind it read. Sums are in float64, the new bias is rounded once to its own type.
+layers behind it read; so the batches are read once for the float program and once for every layer.
+Sums are in float64, the new bias is rounded once to its own type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import IO, TypeAlias
 
 import torch
+from torch.utils._pytree import tree_map
 
 from fqx.ir.arg import DType, Json, NodeRef, WeightRef
 from fqx.ir.compare import edits_between
@@ -30,6 +36,7 @@ from fqx.passes.calibrate import Inputs, machine, run_batch
 from fqx.passes.execute import Leaves, Program, prepare
 from fqx.passes.fuse_norms import RANKS
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Rewrite
+from fqx.policy.units import stored_weight
 
 NAME = RuleName("correct_bias")
 
@@ -65,19 +72,21 @@ def correct_bias(
 ) -> Pass:
     """Shift the biases of quantized layers until each gives the reference's mean on the batches.
 
-    Takes and gives QUANTIZED graphs. `reference` is the float graph it was converted from: the
-    CALIBRATED, OBSERVED or FUSED one of the same trail, whose nodes have the same ids. Batches are
-    as in `calibrate`; they are held in memory, as the program runs on them once for every layer.
+    Takes and gives QUANTIZED graphs; layers with weights of half precision count as well.
+    `reference` is the float graph it was converted from: the CALIBRATED, OBSERVED or FUSED one of
+    the same trail, whose nodes have the same ids. Batches are as in `calibrate`. They are read once
+    for every layer, one at a time: a list or a data loader again from its start, what can be read
+    only once out of a temporary file.
 
-    Faults: CONFLICTING_PLAN if the reference lacks a quantized layer, EMPTY_CALIBRATION,
+    Faults: CONFLICTING_PLAN if the reference lacks a quantized layer, EMPTY_CALIBRATION if there
+    are no batches, or another number of them when they are read again,
     EMPTY_BATCH, BATCH_DOES_NOT_FIT, NOT_FINITE naming the layer, CALIBRATION_FAILED, INTERRUPTED,
     MISSING_LEAF, MISSING_PAYLOAD, NO_IMPLEMENTATION.
     """
 
     def rewrite(graph: Graph) -> Result[Rewrite, Fault]:
-        pick = inputs or _whole
-        data = tuple(pick(batch) for batch in batches)
-        return _corrected(graph, reference, data, progress, leaves)
+        with _readings(batches, inputs or _whole) as data:
+            return _corrected(graph, reference, data, progress, leaves)
 
     return Pass(
         NAME, NO_OPTIONS, frozenset({Stage.QUANTIZED}), Stage.QUANTIZED, rewrite, portable=False
@@ -88,21 +97,45 @@ def _whole(batch: object) -> object:
     return batch
 
 
+_Data: TypeAlias = Callable[[], Iterator[object]]
+"""Gives the batches from the first one on, each time it is called."""
+
+
+@contextmanager
+def _readings(batches: Iterable[object], pick: Inputs) -> Iterator[_Data]:
+    """The batches to be read several times, with no more than one in memory."""
+    if not isinstance(batches, Iterator):
+        yield lambda: map(pick, batches)
+        return
+    with tempfile.TemporaryFile() as file:
+        for batch in map(pick, batches):
+            # of a view the file would get everything it is a view of
+            pickle.dump(tree_map(_copied, batch), file, pickle.HIGHEST_PROTOCOL)
+        end = file.tell()
+        yield lambda: _read(file, end)
+
+
+def _copied(leaf: object) -> object:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _read(file: IO[bytes], end: int) -> Iterator[object]:
+    file.seek(0)
+    while file.tell() < end:
+        yield pickle.load(file)
+
+
+def _empty(reason: str) -> Fault:
+    return Fault(FaultKind.EMPTY_CALIBRATION, reason, "give the batches of the calibration")
+
+
 def _corrected(
     graph: Graph,
     reference: Graph,
-    data: tuple[object, ...],
+    data: _Data,
     progress: bool,
     leaves: Leaves | None,
 ) -> Result[Rewrite, Fault]:
-    if not data:
-        return Failure(
-            Fault(
-                FaultKind.EMPTY_CALIBRATION,
-                "there are no batches to measure the mean error on",
-                "give the batches of the calibration",
-            )
-        )
     layers = tuple(node.id for node in graph if is_quantized_layer(graph, node))
     strange = next((name for name in layers if not _is_same_layer(graph, reference, name)), None)
     if strange is not None:
@@ -110,7 +143,11 @@ def _corrected(
     try:
         return prepare(reference, leaves).bind(
             lambda program: _means(program, layers, data).bind(
-                lambda wanted: _through(graph, layers, wanted, data, progress, leaves)
+                lambda wanted: (
+                    _through(graph, layers, wanted, data, progress, leaves)
+                    if wanted.batches
+                    else Failure(_empty("there are no batches to measure the mean error on"))
+                )
             )
         )
     except KeyboardInterrupt:
@@ -124,12 +161,16 @@ def _corrected(
 
 
 def is_quantized_layer(graph: Graph, node: Node) -> bool:
-    """Whether the node is a linear or a convolution that reads integers as its weight."""
+    """Whether a linear or a convolution reads integers, or half precision, as its weight."""
     weight, bias = (
         operand(node, name) if node.op in RANKS else None for name in ("weight", "bias")
     )
-    is_read = isinstance(weight, NodeRef) and graph[weight.id].op == "dequantize"
-    return is_read and (bias is None or isinstance(bias, WeightRef))
+    reader = graph[weight.id] if isinstance(weight, NodeRef) else None
+    if reader is None or stored_weight(graph, reader) is None:
+        return False
+    # a cast may be the model's own; convert's is made for the layer
+    ours = reader.op == "dequantize" or reader.origin.parents == (node.id,)
+    return ours and (bias is None or isinstance(bias, WeightRef))
 
 
 def _is_same_layer(graph: Graph, reference: Graph, name: NodeId) -> bool:
@@ -145,6 +186,14 @@ def _other_program(node: Node) -> Fault:
         module=node.origin.module,
         source=node.origin.source,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """The mean of every output channel of some layers, over so many batches."""
+
+    of: Mapping[NodeId, torch.Tensor]
+    batches: int
 
 
 @dataclass(slots=True)
@@ -170,9 +219,7 @@ def by_channel(op: str, value: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _means(
-    program: Program, layers: tuple[NodeId, ...], data: tuple[object, ...]
-) -> Result[dict[NodeId, torch.Tensor], Fault]:
+def _means(program: Program, layers: tuple[NodeId, ...], data: _Data) -> Result[_Means, Fault]:
     """The mean of every output channel of the layers."""
     found: dict[NodeId, _Mean] = {}
     wanted = frozenset(layers)
@@ -184,30 +231,32 @@ def _means(
             total = rows.sum(0) if was is None else was.total + rows.sum(0)
             found[name] = _Mean(total, rows.shape[0] + (0 if was is None else was.count))
 
-    for index, batch in enumerate(data):
-        fault = fold(run_batch(program, batch, index, tap), lambda _: None, lambda error: error)
+    batches = 0
+    for batch in data():
+        fault = fold(run_batch(program, batch, batches, tap), lambda _: None, lambda error: error)
         if fault is not None:
             return Failure(fault)
-    return Success({name: mean.value for name, mean in found.items()})
+        batches += 1
+    return Success(_Means({name: mean.value for name, mean in found.items()}, batches))
 
 
 def _through(
     graph: Graph,
     layers: tuple[NodeId, ...],
-    wanted: Mapping[NodeId, torch.Tensor],
-    data: tuple[object, ...],
+    wanted: _Means,
+    data: _Data,
     progress: bool,
     leaves: Leaves | None,
 ) -> Result[Rewrite, Fault]:
     """Measure and correct layer after layer."""
     made, errors = graph, dict[NodeId, float]()
     for name in track(layers, "correct biases", progress):
-        step = _corrected_layer(made, name, wanted[name], data, leaves)
+        step = _corrected_layer(made, name, wanted, data, leaves)
         fault = fold(step, lambda _: None, lambda error: error)
         if fault is not None:
             return Failure(fault)
         made, errors[name] = step.unwrap()
-    evidence = Corrected(len(data), errors, machine())
+    evidence = Corrected(wanted.batches, errors, machine())
     edits = edits_between(graph, made, lambda _: NAME)
     return rewritten(graph, edits).map(lambda done: Rewrite(done.graph, done.diff, evidence))
 
@@ -215,15 +264,18 @@ def _through(
 def _corrected_layer(
     graph: Graph,
     name: NodeId,
-    wanted: torch.Tensor,
-    data: tuple[object, ...],
+    wanted: _Means,
+    data: _Data,
     leaves: Leaves | None,
 ) -> Result[tuple[Graph, float], Fault]:
-    return (
-        prepare(graph, leaves)
-        .bind(lambda program: _means(program, (name,), data))
-        .bind(lambda means: _shifted(graph, graph[name], wanted - means[name]))
-    )
+    def shifted(means: _Means) -> Result[tuple[Graph, float], Fault]:
+        if means.batches != wanted.batches:
+            return Failure(
+                _empty(f"there were {wanted.batches} batches, and {means.batches} when read again")
+            )
+        return _shifted(graph, graph[name], wanted.of[name] - means.of[name])
+
+    return prepare(graph, leaves).bind(lambda program: _means(program, (name,), data)).bind(shifted)
 
 
 def _shifted(graph: Graph, node: Node, error: torch.Tensor) -> Result[tuple[Graph, float], Fault]:

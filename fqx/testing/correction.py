@@ -32,8 +32,14 @@ def _layers(graph: Graph) -> Iterator[Node]:
     for node in graph:
         weighted = node.op == "linear" or node.op.startswith("conv")
         weight = operand(node, "weight") if weighted else None
-        if isinstance(weight, NodeRef) and graph[weight.id].op == "dequantize":
+        reader = graph[weight.id] if isinstance(weight, NodeRef) else None
+        if reader is not None and (reader.op == "dequantize" or _halves(reader, node)):
             yield node
+
+
+def _halves(reader: Node, layer: Node) -> bool:
+    """Whether a weight of half precision is read as float for this very layer."""
+    return reader.op == "to" and reader.origin.parents == (layer.id,)
 
 
 def _centred(subject: Correction) -> str | None:
