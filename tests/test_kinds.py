@@ -121,7 +121,7 @@ def test_dynamic_convolutions_run_integer_kernels(target: str, dims: int) -> Non
 
 
 def test_a_static_convolution_of_three_dimensions_runs_with_a_relu_behind_it() -> None:
-    """torch refuses the relu inside that kernel, so it is an operator of its own."""
+    """torch refuses the relu inside that kernel, so it bounds the result."""
     model = made(Convolutions(3))
     x = torch.randn(2, 4, 9, 9, 9, generator=torch.Generator().manual_seed(4))
     done = fqx.quantize(model, (x,), [(x,)], target="onednn").unwrap()

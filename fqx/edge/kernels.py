@@ -39,6 +39,7 @@ from fqx.num import nibbles
 from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
 from fqx.policy.units import NEAREST
+from fqx.targets.lone import CONTRACTIONS
 from fqx.targets.shapes import AVERAGING, MOVING, ZERO_AWARE
 
 Run: TypeAlias = Callable[..., Any]
@@ -259,6 +260,14 @@ def _conv(dims: int) -> Bind:
     }[dims]
 
     def bound(attrs: Attrs) -> Run:
+        if dims == 3 and attrs["activation"] == "relu":
+            # torch does not let this one have a post op
+            run = bound({**attrs, "activation": "none"})
+            least = 0 if attrs["output"] == "float32" else attrs["zero_point"]
+            return lambda *operands: run(*operands).clamp_(min=least)
+        return pointwise(attrs)
+
+    def pointwise(attrs: Attrs) -> Run:
         place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
         x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
         out = (*place, groups, attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]])
@@ -1180,6 +1189,24 @@ def _native_interpolate(attrs: Attrs) -> Run:
     return _on_integers(plain) if attrs["mode"] in NEAREST else plain
 
 
+def _plain_lone(native: Bind, operands: int = 1) -> Bind:
+    """torch's quantized kernel on plain integers, which it sees over the same memory."""
+
+    def bound(attrs: Attrs) -> Run:
+        hush()
+        pairs = [(attrs[f"{at}_scale"], attrs[f"{at}_zero_point"]) for at in ("x", "y")[:operands]]
+        templates = [quantized_template(*pair) for pair in pairs]
+        run = native(attrs)
+
+        def on_plain(*given: Any) -> Tensor:
+            seen = map(viewed, given[:operands], templates)
+            return viewed(run(*seen, *given[operands:]), PLAIN_TEMPLATE)
+
+        return on_plain
+
+    return bound
+
+
 def _native_direct(op: str) -> Bind:
     """An operator that torch itself runs on quantized tensors."""
 
@@ -1235,6 +1262,18 @@ _VIEWS = frozenset(
     }
 )
 """Movements that torch does on quantized tensors; it does the others on their integers here."""
+
+LONE: Mapping[str, Bind] = MappingProxyType(
+    {
+        "prelu": _native_prelu,
+        "softmax": _native_softmax,
+        "layer_norm": _native_norm("layer_norm", "shape"),
+        "group_norm": _native_norm("group_norm", "groups"),
+        "instance_norm": _native_instance_norm,
+        "batch_norm": _native_batch_norm,
+    }
+)
+"""Kernels on quantized tensors that only lone schemes get."""
 
 BINDERS: Mapping[OpName, Bind] = MappingProxyType(
     {
@@ -1293,13 +1332,10 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.leaky_relu"): _native_leaky_relu,
         OpName("native.elu"): _native_alone("elu", "alpha", "factor", "input_scale"),
         OpName("native.celu"): _native_alone("celu", "alpha"),
-        **{OpName(f"native.{op}"): _native_pair("matmul") for op in ("matmul", "mm", "bmm")},
-        OpName("native.prelu"): _native_prelu,
-        OpName("native.softmax"): _native_softmax,
-        OpName("native.layer_norm"): _native_norm("layer_norm", "shape"),
-        OpName("native.group_norm"): _native_norm("group_norm", "groups"),
-        OpName("native.instance_norm"): _native_instance_norm,
-        OpName("native.batch_norm"): _native_batch_norm,
+        **{OpName(f"native.{op}"): _native_pair("matmul") for op in CONTRACTIONS},
+        **{OpName(f"native.{op}"): binder for op, binder in LONE.items()},
+        **{OpName(f"plain.{op}"): _plain_lone(binder) for op, binder in LONE.items()},
+        **{OpName(f"plain.{op}"): _plain_lone(_native_pair("matmul"), 2) for op in CONTRACTIONS},
         **{
             OpName(f"native.{op}"): _native_direct(op)
             if op in (*_VIEWS, *AVERAGING)

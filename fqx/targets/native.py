@@ -14,10 +14,10 @@ from types import MappingProxyType
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import OpName
 from fqx.kit.result import Failure, Result, Success
-from fqx.ops.catalogue import OPS
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Mode, Need, UnitKind
 from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
+from fqx.targets.lone import alone_kernel, lone_kernels, lone_kinds
 from fqx.targets.onednn import DYNAMIC_CONVOLUTION_KERNELS, DYNAMIC_CONVOLUTIONS, tabled
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
@@ -64,13 +64,6 @@ def _with_number(anchor: str, absorbs: tuple[str, ...]) -> UnitKind:
     )
 
 
-def _asked(anchor: str, absorbs: tuple[str, ...], int8: tuple[str, ...], *needs: Need) -> UnitKind:
-    return replace(_plain(anchor, absorbs, int8, *needs), asked=True)
-
-
-CONTRACTIONS: tuple[str, ...] = ("matmul", "mm", "bmm")
-"""Products of two activations; torch multiplies them in float32."""
-
 ALONE: tuple[str, ...] = (
     "sigmoid",
     "tanh",
@@ -92,16 +85,7 @@ WEIGHTLESS: tuple[UnitKind, ...] = (
     # torch has no quantized kernel of these; in a quantized tensor a table pays only where it is
     # large: 8 us for 1024 elements and 0.13 ms for half a million, in float32 3 us and 0.24 ms
     *(replace(tabled(op, (), "native.table"), asked=True) for op in ("gelu", "silu")),
-    *(_asked(op, (), ("x", "y"), Need.MATRICES) for op in CONTRACTIONS),
-    _asked("prelu", (), ("x",)),
-    _asked("softmax", (), ("x",), Need.PLAIN_DTYPE),
-    _asked("layer_norm", (), ("x",)),
-    _asked("group_norm", (), ("x",), Need.CHANNELED),
-    _asked("instance_norm", (), ("x",), Need.OWN_STATISTICS, Need.CHANNELED),
-    *(
-        _asked("batch_norm", absorbs, ("x",), Need.EVAL, Need.NORMED_RANK)
-        for absorbs in (("relu",), ())
-    ),
+    *lone_kinds("native"),
 )
 """Units of activations alone, whose results have a scale of their own."""
 
@@ -149,13 +133,6 @@ _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
         "qnnpack": (*_transposed((1, 2), None), *_transposed((3,), 1)),
     }
 )
-
-
-def _alone_kernel(op: str) -> Kernel:
-    row = OPS[OpName(op)]
-    own = ("factor" if item.name == "scale" else item.name for item in row.attrs)
-    operands = tuple(item.name for item in row.operands)
-    return Kernel(OpName(f"native.{op}"), operands, (*_OUT, *own, "engine"))
 
 
 _RECURRENT = ("x", "hx", "weights", "weight_scales", "biases")
@@ -216,19 +193,8 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.add_number"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.mul_number"), ("x", "y"), (*_OUT, "relu", "engine")),
-    *(
-        _alone_kernel(op)
-        for op in (
-            *ALONE,
-            *CONTRACTIONS,
-            "prelu",
-            "softmax",
-            "layer_norm",
-            "group_norm",
-            "instance_norm",
-        )
-    ),
-    replace(_alone_kernel("batch_norm"), attrs=(*_alone_kernel("batch_norm").attrs, "relu")),
+    *(alone_kernel("native", op) for op in ALONE),
+    *lone_kernels("native"),
     Kernel(
         OpName("native.linear_dynamic"),
         ("x", "weight", "weight_scale", "bias"),

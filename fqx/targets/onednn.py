@@ -8,6 +8,7 @@ from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Mode, Need, UnitKind
 from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
+from fqx.targets.lone import lone_kernels, lone_kinds
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
 _BOTH = frozenset({Form.INT8, Form.FLOAT})
@@ -128,8 +129,9 @@ LOOKUPS: tuple[UnitKind, ...] = (
 UNITS: tuple[UnitKind, ...] = (
     *_weighted("conv1d", _CONV_ACTIVATIONS, "onednn.conv1d"),
     *_weighted("conv2d", _CONV_ACTIVATIONS, "onednn.conv2d"),
-    # oneDNN as torch calls it takes no activation behind a convolution of three dimensions
-    *_weighted("conv3d", (), "onednn.conv3d"),
+    # oneDNN as torch calls it takes no activation behind a convolution of three dimensions; a relu
+    # is a bound
+    *_weighted("conv3d", ("relu",), "onednn.conv3d"),
     *_transposed(1, _CONV_ACTIVATIONS),
     *_transposed(2, _CONV_ACTIVATIONS),
     *_transposed(3, ()),
@@ -157,6 +159,7 @@ UNITS: tuple[UnitKind, ...] = (
         for chain in (("relu",), ())
     ),
     *LOOKUPS,
+    *lone_kinds("plain"),
     *_dynamic("linear", _LINEAR_ACTIVATIONS),
     *DYNAMIC_CONVOLUTIONS,
     *FLOAT_KINDS,
@@ -208,6 +211,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("onednn.mul"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("plain.table"), ("x",), (*_SCALED, "steps")),
     Kernel(OpName("plain.shift"), ("x",), ()),
+    *lone_kernels("plain"),
     Kernel(
         OpName("onednn.linear_dynamic"), ("x", "weight", "weight_scale", "bias"), _RANGED + _POST
     ),

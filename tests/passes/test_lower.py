@@ -336,6 +336,26 @@ def test_a_product_takes_the_relu(target: Target) -> None:
     assert "relu" not in [node.op for node in lowered(graph, target)[0]]
 
 
+@pytest.mark.parametrize("zero", [0, 64])
+@pytest.mark.parametrize("most", [127, 255])
+@pytest.mark.parametrize("reads", ["integers", "float"])
+def test_a_convolution_of_three_dimensions_takes_the_relu(reads: str, most: int, zero: int) -> None:
+    """torch's pointwise kernel does not; its results are bounded at zero instead."""
+    p = Program(x=(2, 4, 5, 5, 5))
+    x, w = p.input("x", 0.05, zero), p.weight("c", (6, 4, 3, 3, 3))
+    attrs: dict[str, Arg] = {"padding": (1,) * 3, "stride": (1,) * 3, "dilation": (1,) * 3}
+    made = p.op("conv3d", "c", x=x, weight=w, bias=p.bias("c", 6), **attrs)
+    made = p.op("relu", "r", x=made)
+    if reads == "integers":
+        made = p.ints(made, 0.02, 50, most)
+    made_graph, evidence, wanted, got = both(p.graph(made), onednn())
+    assert "relu" not in [node.op for node in made_graph]
+    assert [item.unit for item in evidence.units] == ["conv3d_relu"]
+    quanta = ((wanted[0] - got[0]) / 0.02).abs()
+    assert quanta.max() <= (1.001 if reads == "integers" else 1e-3)
+    assert (quanta > 0.5).float().mean() <= 0.001
+
+
 @pytest.mark.parametrize("op", ["add", "mul"])
 @pytest.mark.parametrize(
     "shapes", [((2, 8, 6, 6), (2, 8, 1, 1)), ((3, 1, 4), (5, 1)), ((4,), (2, 4))]
@@ -369,6 +389,11 @@ TABLED: dict[str, dict[str, Arg]] = {
     "add relu": {"y": 1},
     "mul relu": {"y": -0.7},
 }
+
+
+def form(target: Target) -> str:
+    """What the names of light kernels start with."""
+    return "plain" if target.form == "plain" else "native"
 
 
 def narrow(target: Target) -> int:
@@ -455,7 +480,7 @@ NORMS: dict[str, tuple[tuple[int, ...], str, int, dict[str, Arg]]] = {
 
 @pytest.mark.parametrize("acts", [False, True])
 @pytest.mark.parametrize("case", NORMS)
-@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
 def test_a_norm_alone(case: str, acts: bool, target: Target) -> None:
     shape, op, count, attrs = NORMS[case]
     p = Program(x=shape)
@@ -464,7 +489,7 @@ def test_a_norm_alone(case: str, acts: bool, target: Target) -> None:
     made = p.op("relu", "r", x=made) if taken else made
     # narrow enough for both ends to saturate
     graph = p.graph(p.ints(made, 0.0191, 50, narrow(target)))
-    agrees(graph, target, 0.0191, f"native.{op}")
+    agrees(graph, target, 0.0191, f"{form(target)}.{op}")
     assert not taken or "relu" not in [node.op for node in lowered(graph, target)[0]]
 
 
@@ -477,12 +502,12 @@ def test_a_batch_norm_without_weight() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 8])
-@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
 def test_prelu(count: int, target: Target) -> None:
     p = Program(x=(2, 8, 5, 7))
     made = p.op("prelu", "a", x=p.input("x", 0.0413, 60), weight=p.bias("a", count))
     graph = p.graph(p.ints(made, 0.0191, 50, narrow(target)))
-    agrees(graph, target, 0.0191, "native.prelu")
+    agrees(graph, target, 0.0191, f"{form(target)}.prelu")
 
 
 def test_norms_outside_their_kernels_stay_float() -> None:
@@ -495,12 +520,12 @@ def test_norms_outside_their_kernels_stay_float() -> None:
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("most", [127, 255])
-def test_softmax(dim: int, most: int) -> None:
+@pytest.mark.parametrize("target", [TARGETS[0], NATIVE[2]], ids=name_of)
+def test_softmax(target: Target, dim: int, most: int) -> None:
     p = Program(x=(3, 5, 7))
     made = p.op("softmax", "s", x=p.input("x", 0.0413, 60), dim=dim)
-    agrees(
-        p.graph(p.ints(made, 1 / (most + 1), 0, most)), NATIVE[2], 1 / (most + 1), "native.softmax"
-    )
+    graph = p.graph(p.ints(made, 1 / (most + 1), 0, most))
+    agrees(graph, target, 1 / (most + 1), f"{form(target)}.softmax")
 
 
 @pytest.mark.parametrize(
@@ -511,11 +536,13 @@ def test_softmax(dim: int, most: int) -> None:
         ("mm", ((5, 33), (33, 1))),
     ],
 )
-@pytest.mark.parametrize("target", NATIVE, ids=name_of)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
 def test_matrix_products(op: str, shapes: tuple[tuple[int, ...], ...], target: Target) -> None:
     p = Program(x=shapes[0], y=shapes[1])
     made = p.op(op, "m", x=p.input("x"), y=p.input("y", 0.03, 40))
-    agrees(p.graph(p.ints(made, 0.0191, 50, narrow(target))), target, 0.0191, f"native.{op}")
+    agrees(
+        p.graph(p.ints(made, 0.0191, 50, narrow(target))), target, 0.0191, f"{form(target)}.{op}"
+    )
 
 
 def test_matrix_products_of_unlike_batches_stay_float() -> None:
@@ -560,8 +587,7 @@ def test_averages_keep_the_qparams(case: str, target: Target) -> None:
     graph = programs[0].graph(programs[0].ints(values[0], 0.0413, 11))
     exact = materialize(programs[1].graph(values[1])).unwrap()
     made, evidence, wanted, got = both(graph, target)
-    form = "plain" if target.form == "plain" else "native"
-    assert f"{form}.{op}" in [node.op for node in made]
+    assert f"{form(target)}.{op}" in [node.op for node in made]
     assert not evidence.misses
     x = torch.randn(shape, generator=torch.Generator().manual_seed(7)) * 1.5
     # float32 sums of up to 63 values below 6: an error of 63 · 6 · 2^-24, in quanta of 0.0413
