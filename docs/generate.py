@@ -63,15 +63,22 @@ def pages() -> Mapping[str, str]:
 def support() -> str:
     """The page that holds torch.ao's FX flow against fqx, row by row."""
     targets = _targets()[:-1]
-    head = "| torch.ao's patterns | units | " + " | ".join(f"`{t.label}`" for t in targets) + " |"
-    rule = "|---|---|" + "---|" * len(targets)
-    rows = [
-        f"| {what} | {', '.join(f'`{name}`' for name in names)} | "
-        + " | ".join(_units_cell(names, target) for target in targets)
-        + " |"
-        for what, names in _FX_OPS
-    ]
+    head = "| torch.ao's patterns | units | " + " | ".join(f"`{t.label}`" for t in targets)
+    head += " | why not everywhere |"
+    rule = "|---|---|" + "---|" * (len(targets) + 1)
+    rows = [_support_row(what, names, targets) for what, names in _FX_OPS]
     return "\n".join((*_SUPPORT_HEAD, head, rule, *rows, "", *_SUPPORT_REST, ""))
+
+
+def _support_row(what: str, names: tuple[str, ...], targets: tuple[Target, ...]) -> str:
+    """What the targets have of some units, and why not all of it; a gap without a reason raises."""
+    cells = [_units_cell(names, target) for target in targets]
+    units, why = ", ".join(f"`{name}`" for name in names), _WHY.get(what, "")
+    if bool(why) != any(cell != "works" for cell in cells):
+        raise ValueError(
+            f"{what}: {'nothing is left to explain' if why else 'a gap has no reason'}"
+        )
+    return "| " + " | ".join((what, units, *cells, why)) + " |"
 
 
 def _units_cell(names: tuple[str, ...], target: Target) -> str:
@@ -80,7 +87,9 @@ def _units_cell(names: tuple[str, ...], target: Target) -> str:
     found = [known[name] for name in names if name in known]
     if not found:
         return "float"
-    asked = " when `lone`" if all(kind.asked for kind in found) else ""
+    lone = [f"`{kind.name}`" for kind in found if kind.asked]
+    asked = f", {', '.join(lone)} when `lone`" if lone else ""
+    asked = " when `lone`" if len(lone) == len(found) else asked
     part = "" if len(found) == len(names) else f" {len(found)} of {len(names)}"
     return f"works{part}{asked}"
 
@@ -202,6 +211,32 @@ _FX_OPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """torch.ao's rows by the units of fqx that run them."""
 
+_IN_FLOAT32 = "torch's kernels compute it in float32, so it pays for nobody who does not ask"
+
+_WHY: Mapping[str, str] = MappingProxyType(
+    {
+        "conv + add, conv + add + relu (two inputs)": "torch has it for its engine onednn alone, "
+        "whose kernel rearranges the weight in every call where the input has a zero point: one "
+        "that asks takes it, the others a convolution and a sum",
+        "linear + leaky_relu, linear + tanh": "torch has them for its engine onednn alone; "
+        "elsewhere the linear and the function are two kernels on integers",
+        "matmul, bmm, `@`": _IN_FLOAT32,
+        "batch_norm alone, with relu": _IN_FLOAT32,
+        "layer_norm": _IN_FLOAT32,
+        "group_norm, instance_norm": _IN_FLOAT32,
+        "softmax (known range)": _IN_FLOAT32,
+        "elu, leaky_relu, hardswish, prelu": "several slopes are computed in float32, which pays "
+        "for nobody who does not ask",
+        "gelu, silu alone (float in torch.ao)": "a table of 256 integers is faster than float32 "
+        "on plain integers of any size, on torch's quantized tensors only from some 60,000 on",
+        "average pools, mean": "an average has a narrower range than its values, whose scale it "
+        "would keep",
+        "conv1d/2d/3d, dynamic": "torch's own saturate; onednn's, which run for the other "
+        "engines, are not where qnnpack is",
+    }
+)
+"""Why a row does not work everywhere, or only where a scheme asks for it."""
+
 _SUPPORT_HEAD = (
     "# torch.ao's FX flow, row by row",
     "",
@@ -209,7 +244,7 @@ _SUPPORT_HEAD = (
     "",
     "What fqx's targets run of what torch's FX graph-mode quantization runs. *works*: an integer",
     "kernel; *when `lone`*: taken for schemes with `lone=True`, because alone it does not pay;",
-    "*float*: stays float with a verdict that says so.",
+    "*float*: stays float with a verdict that says so. What a row lacks has its reason at the end.",
     "",
 )
 
