@@ -17,6 +17,7 @@ from fqx.policy.target import Target
 from fqx.policy.units import Mode
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
+from fqx.targets.recurrent import CELLS as RECURRENT_CELLS
 from fqx.targets.reference import reference
 
 DOCS = Path(__file__).resolve().parent
@@ -208,6 +209,16 @@ _FX_OPS: tuple[tuple[str, tuple[str, ...]], ...] = (
             for name in ("add", "mul", "matmul", "sigmoid", "tanh", "softmax", "clamp", "mean")
         ),
     ),
+    ("LSTM, GRU, dynamic", ("lstm_dynamic", "gru_dynamic")),
+    (
+        "LSTMCell, GRUCell, RNNCell, dynamic",
+        tuple(f"{name}_dynamic" for name in RECURRENT_CELLS),
+    ),
+    ("LSTM, GRU, float16", ("lstm_float16", "gru_float16")),
+    (
+        "LSTMCell, GRUCell, RNNCell, float16",
+        tuple(f"{name}_float16" for name in RECURRENT_CELLS),
+    ),
 )
 """torch.ao's rows by the units of fqx that run them."""
 
@@ -278,10 +289,8 @@ _SUPPORT_REST = (
     "",
     "| torch.ao | here | until then |",
     "|---|---|---|",
-    "| dynamic LSTM, GRU and cells chosen by a recipe | kernels `native.lstm_dynamic` and "
-    "others are there and equal torch's bit for bit; no plan asks for them | "
-    "`decompose_recurrent` writes the layer out, then its linears run static or dynamic |",
-    "| float16 LSTM and GRU | no rows | `float16()` for linears |",
+    "| packed sequences | not captured: a fault names the module | pad them, or keep the module "
+    "whole with `leaves=` |",
     "| a dynamic scale for each token | per tensor only | static with smoothing keeps more |",
     "| quantization-aware training | `prepare_qat_fx` raises | – |",
     "",

@@ -23,12 +23,13 @@ from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
-from fqx.testing.graphs import Sample, samples
+from fqx.testing.graphs import RECURRENT, Sample, samples
 from fqx.testing.laws import PASS_LAWS, broken, violations
 from fqx.testing.quantization import ROAD_LAWS, Road
 
 TARGETS: tuple[Target, ...] = (onednn(), native("x86").unwrap(), reference())
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear", "embedding", "embedding_bag")
+WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear", "embedding", "embedding_bag", "lstm", "gru",
+            "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")  # fmt: skip
 SCHEMES: tuple[Scheme | None, ...] = (
     None,
     Scheme(uint8_affine(), int8_channel()),
@@ -66,6 +67,17 @@ def road(sample: Sample, target: Target, recipe: Recipe) -> Pipeline:
 
 @given(samples(), st.sampled_from(TARGETS), recipes())
 def test_every_kind_obeys_the_laws(sample: Sample, target: Target, recipe: Recipe) -> None:
+    _obeys(sample, target, recipe)
+
+
+@given(samples(most=4, given=RECURRENT), st.sampled_from(TARGETS), recipes())
+def test_every_kind_of_recurrence_obeys_the_laws(
+    sample: Sample, target: Target, recipe: Recipe
+) -> None:
+    _obeys(sample, target, recipe)
+
+
+def _obeys(sample: Sample, target: Target, recipe: Recipe) -> None:
     note(f"{target.label}\n{recipe}\n{show(sample.graph)}")
     passes = road(sample, target, recipe)
     result = passes.run(sample.graph)

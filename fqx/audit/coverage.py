@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fqx.ir.arg import Json
 from fqx.ir.graph import Graph
-from fqx.ir.names import NodeId, OpName
+from fqx.ir.names import NodeId, OpName, Stage
 from fqx.ir.trail import Evidence, Trail
 from fqx.kit.result import attempt
 from fqx.ops.work import Work, work_of
@@ -121,10 +121,13 @@ def coverage(trail: Trail) -> Coverage:
 
 
 def planned_graph(trail: Trail, plan: Decided) -> Graph:
-    """The graph the plan speaks of: the last one that has all its nodes."""
+    """The graph the plan speaks of: the last one of operators that has all its nodes."""
     names = tuple(plan.annotations)
     fitting = (
-        graph for graph in reversed(trail.graphs()) if all(NodeId(name) in graph for name in names)
+        graph
+        for graph in reversed(trail.graphs())
+        # kernels may stand under the same names, and tell nothing of the work they do
+        if graph.stage is not Stage.LOWERED and all(NodeId(name) in graph for name in names)
     )
     return next(fitting, trail.graph)
 

@@ -43,6 +43,7 @@ from fqx.ir.node import Node
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, fold, gather
+from fqx.ops.recurrence import LAYERS
 from fqx.passes.calibrate import settle
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
@@ -52,6 +53,7 @@ from fqx.passes.lower import lower
 from fqx.passes.observe import Intent, intents_of, intents_to_arg, observe
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Pipeline, Rewrite, conclude
 from fqx.policy.target import UINT8, IntRange, Target
+from fqx.policy.units import Mode, UnitKind
 from fqx.targets.native import ENGINES, native
 
 __all__ = [
@@ -268,8 +270,22 @@ def _target() -> Result[Target, Fault]:
     """torch's own ranges: weights down to -128, activations as far as each QConfig says."""
     engine = torch.backends.quantized.engine
     return native(engine if engine in ENGINES else "x86").map(
-        lambda target: replace(target, activation=UINT8, weight=IntRange(DType.INT8, -128, 127))
+        lambda target: replace(
+            target,
+            activation=UINT8,
+            weight=IntRange(DType.INT8, -128, 127),
+            units=tuple(_as_modules(kind, engine) for kind in target.units),
+        )
     )
+
+
+def _as_modules(kind: UnitKind, engine: str) -> UnitKind:
+    """The row with seven bits for recurrent layers, as torch.ao's modules ask for.
+
+    qnnpack takes eight all the same.
+    """
+    narrow = kind.anchor in LAYERS and kind.mode is Mode.DYNAMIC and engine != "qnnpack"
+    return replace(kind, qmax=127) if narrow else kind
 
 
 # Configs.

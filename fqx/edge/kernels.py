@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -40,6 +40,7 @@ from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
 from fqx.policy.units import NEAREST
 from fqx.targets.lone import CONTRACTIONS
+from fqx.targets.recurrent import CELLS, LAYERS
 from fqx.targets.shapes import AVERAGING, MOVING, ZERO_AWARE
 
 Run: TypeAlias = Callable[..., Any]
@@ -932,6 +933,31 @@ def _cell_parts(engine: str, weights: Any, scales: Any, biases: Any) -> list[tup
     return parts
 
 
+def _half_parts(weights: Any, _: Any, biases: Any) -> list[tuple[Any, Tensor]]:
+    """Each weight of half precision packed, with its bias as in `_cell_parts`."""
+    parts: list[tuple[Any, Tensor]] = []
+    with using_engine("fbgemm"):
+        for weight, bias in zip(weights, biases, strict=True):
+            held = torch.zeros(weight.shape[0]) if bias is None else bias.detach().float()
+            pack = _QUANTIZED.linear_prepack_fp16(weight.detach().float(), held)
+            parts.append((pack, held))
+    return parts
+
+
+def _native_layer(name: str, attrs: Attrs, dtype: torch.dtype, packs: _CellPacks) -> Run:
+    """torch's call of a layer with the cells that `packs` makes."""
+    call = getattr(torch.ops.aten, f"quantized_{name}").input
+    layers, both, first = (attrs[n] for n in ("num_layers", "bidirectional", "batch_first"))
+    named = {"dtype": dtype, "use_dynamic": True} if name == "lstm" else {}
+
+    def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
+        cells = list(packs.of(weights, scales, biases))
+        start = [h.detach() for h in hx] if name == "lstm" else hx.detach()
+        return call(x.detach(), start, cells, True, layers, 0.0, False, both, first, **named)
+
+    return run
+
+
 def _native_recurrent_dynamic(name: str) -> Bind:
     """A layer of torch's, its weights, scales and biases in the flat order: of input, of state.
 
@@ -940,10 +966,7 @@ def _native_recurrent_dynamic(name: str) -> Bind:
 
     def bound(attrs: Attrs) -> Run:
         hush()
-        call = getattr(torch.ops.aten, f"quantized_{name}").input
         engine, narrow = attrs["engine"], attrs["reduce_range"]
-        layers, both, first = (attrs[n] for n in ("num_layers", "bidirectional", "batch_first"))
-        named = {"dtype": torch.qint8, "use_dynamic": True} if name == "lstm" else {}
 
         def make(weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
             parts = _cell_parts(engine, weights, scales, biases)
@@ -953,34 +976,56 @@ def _native_recurrent_dynamic(name: str) -> Bind:
                 for (w_ih, b_ih), (w_hh, b_hh) in zip(parts[::2], parts[1::2], strict=True)
             )
 
-        packs = _CellPacks(make)
-
-        def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
-            cells = list(packs.of(weights, scales, biases))
-            start = list(hx) if name == "lstm" else hx
-            return call(x, start, cells, True, layers, 0.0, False, both, first, **named)
-
-        return run
+        return _native_layer(name, attrs, torch.qint8, _CellPacks(make))
 
     return bound
 
 
-def _native_cell_dynamic(name: str) -> Bind:
+def _native_recurrent_float16(name: str) -> Bind:
+    """The layer with weights of half precision, computed in float32."""
+
     def bound(attrs: Attrs) -> Run:
         hush()
-        call, engine = getattr(_QUANTIZED, f"quantized_{name}_dynamic").default, attrs["engine"]
 
         def make(weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
-            (w_ih, b_ih), (w_hh, b_hh) = _cell_parts(engine, weights, scales, biases)
-            return w_ih, w_hh, b_ih, b_hh
+            packed = [pack for pack, _ in _half_parts(weights, scales, biases)]
+            join = _QUANTIZED.make_quantized_cell_params_fp16.default
+            return tuple(
+                join(w_ih, w_hh) for w_ih, w_hh in zip(packed[::2], packed[1::2], strict=True)
+            )
 
-        packs = _CellPacks(make)
+        run = _native_layer(name, attrs, torch.float16, _CellPacks(make))
+        return lambda x, hx, weights, biases: run(x, hx, weights, (), biases)
 
-        def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
-            start = list(hx) if name == "lstm_cell" else hx
-            return call(x, start, *packs.of(weights, scales, biases))
+    return bound
 
-        return run
+
+def _native_cell(name: str, parts: Callable[..., list[tuple[Any, Tensor]]]) -> Run:
+    """torch's call of a cell with the weights that `parts` packs."""
+    hush()
+    call = getattr(_QUANTIZED, f"quantized_{name}_dynamic").default
+
+    def make(weights: Any, scales: Any, biases: Any) -> tuple[Any, ...]:
+        (w_ih, b_ih), (w_hh, b_hh) = parts(weights, scales, biases)
+        return w_ih, w_hh, b_ih, b_hh
+
+    packs = _CellPacks(make)
+
+    def run(x: Tensor, hx: Any, weights: Any, scales: Any, biases: Any) -> Any:
+        start = [h.detach() for h in hx] if name == "lstm_cell" else hx.detach()
+        return call(x.detach(), start, *packs.of(weights, scales, biases))
+
+    return run
+
+
+def _native_cell_dynamic(name: str) -> Bind:
+    return lambda attrs: _native_cell(name, partial(_cell_parts, attrs["engine"]))
+
+
+def _native_cell_float16(name: str) -> Bind:
+    def bound(_: Attrs) -> Run:
+        run = _native_cell(name, _half_parts)
+        return lambda x, hx, weights, biases: run(x, hx, weights, (), biases)
 
     return bound
 
@@ -1314,12 +1359,20 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         OpName("native.conv2d_add"): _native_pointwise(_conv2d_add),
         **{OpName(f"packed.conv{n}d"): _packed_conv(n) for n in (1, 2, 3)},
         **{
-            OpName(f"native.{name}_dynamic"): _native_recurrent_dynamic(name)
-            for name in ("lstm", "gru")
+            OpName(f"native.{name}_{kind}"): make(name)
+            for name in LAYERS
+            for kind, make in (
+                ("dynamic", _native_recurrent_dynamic),
+                ("float16", _native_recurrent_float16),
+            )
         },
         **{
-            OpName(f"native.{name}_dynamic"): _native_cell_dynamic(name)
-            for name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+            OpName(f"native.{name}_{kind}"): make(name)
+            for name in CELLS
+            for kind, make in (
+                ("dynamic", _native_cell_dynamic),
+                ("float16", _native_cell_float16),
+            )
         },
         OpName("native.add"): _native_pair("add"),
         OpName("native.mul"): _native_pair("mul"),

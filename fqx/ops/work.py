@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from fqx.ir.arg import NodeRef, WeightRef
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, OpName
+from fqx.ir.node import Node
 from fqx.ir.signature import Dim, Poly, TensorType, Type
 from fqx.ops.catalogue import OPS
+from fqx.ops.recurrence import at_place, is_recurrent, sides_of
 from fqx.ops.schema import Trait
 from fqx.ops.types import types
 
@@ -33,6 +35,9 @@ def macs_of(graph: Graph) -> dict[NodeId, int]:
     known = types(graph)
     found: dict[NodeId, int] = {}
     for node in graph:
+        if is_recurrent(node.op):
+            found[node.id] = _recurrent(graph, known, node)
+            continue
         row = OPS.get(node.op)
         if row is None or not row.traits & {Trait.WEIGHTED, Trait.CONTRACTION}:
             continue
@@ -60,6 +65,14 @@ def _depth(op: OpName, kinds: list[Type | None], out: int) -> int:
         first = second
     sizes = _sizes(first)
     return out * sizes[-1] if sizes else 0
+
+
+def _recurrent(graph: Graph, known: dict[NodeId, Type], node: Node) -> int:
+    """Every step multiplies by every matrix once."""
+    steps = math.prod(_sizes(_operand_type(graph, known, node.args[0]))[:-1])
+    places = (place for side in sides_of(node) or () for place in (side.w_ih, side.w_hh, side.w_hr))
+    kinds = (_operand_type(graph, known, at_place(node, place)) for place in places)
+    return steps * sum(_numel(kind) for kind in kinds)
 
 
 def _operand_type(graph: Graph, known: dict[NodeId, Type], arg: object) -> Type | None:

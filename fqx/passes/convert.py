@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
@@ -42,7 +43,16 @@ from fqx.ops.catalogue import make_node
 from fqx.ops.types import types
 from fqx.passes.pipeline import Pass, Rewrite
 from fqx.passes.statistics import Observers, is_seen, joined, observers_in, without_observers
-from fqx.policy.arrange import Arrangement, Params, Scene, Seat, Veto, is_heavy, narrowed
+from fqx.policy.arrange import (
+    Arrangement,
+    Held,
+    Params,
+    Scene,
+    Seat,
+    Veto,
+    activation_spec,
+    is_heavy,
+)
 from fqx.policy.plan import Plan, Planned, plan_scene
 from fqx.policy.target import Target, target_to_arg
 from fqx.policy.units import Mode
@@ -168,7 +178,7 @@ def _ruined(made: Arrangement, seen: Observers) -> dict[NodeId, Veto]:
     found: dict[NodeId, Veto] = {}
     for anchor, seat in made.seats.items():
         limits = seat.scheme.smoothing
-        if limits is None or seat.weight is None:
+        if limits is None or not seat.weights:
             continue
         kept = input_sqnr(seen, seat.edges[0].value, made.wanted[_place(seat)])
         if kept is not None and kept < limits.float_below:
@@ -276,32 +286,37 @@ class _WeightPlan:
     zero: Path
 
 
+_Held: TypeAlias = Mapping[Held, _WeightPlan]
+"""The weights of one unit and where their integers go."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The quantized weights, and what each anchor's weight operand reads."""
+    """The quantized weights, and what each anchor reads where it read the float ones."""
 
     table: Table[Path, Weight]
-    of: Mapping[NodeId, _WeightPlan]
+    of: Mapping[NodeId, _Held]
     zeros: frozenset[Path]
 
 
 def _weights(decided: _Decided) -> Result[_Weights, Fault]:
     graph, seats = decided.graph, decided.planned.arrangement.seats
     plans: dict[tuple[Path, QSpec], _WeightPlan] = {}
-    of: dict[NodeId, _WeightPlan] = {}
+    of: dict[NodeId, dict[Held, _WeightPlan]] = {}
     homes: set[Path] = set()
     readers = weight_users(graph)
     taken: dict[Path, None] = dict.fromkeys(graph.weights)
     for anchor, seat in seats.items():
-        if seat.weight is None or seat.weight_spec is None:
+        if seat.weight_spec is None:
             continue
-        key = (seat.weight, seat.weight_spec)
-        if key not in plans:
-            stays = _read_as_float(graph, readers[seat.weight], seats, seat.weight)
-            keeps = not stays and seat.weight not in homes
-            plans[key] = _weight_plan(*key, keeps=keeps, taken=taken)
-            homes.add(seat.weight)
-        of[anchor] = plans[key]
+        for held in seat.weights:
+            key = (held.path, seat.weight_spec)
+            if key not in plans:
+                stays = _read_as_float(graph, readers[held.path], seats, held.path)
+                keeps = not stays and held.path not in homes
+                plans[key] = _weight_plan(*key, keeps=keeps, taken=taken)
+                homes.add(held.path)
+            of.setdefault(anchor, {})[held] = plans[key]
     return gather(_quantized(graph, plan) for plan in plans.values()).map(
         lambda made: _table(graph, tuple(plans.values()), made, of)
     )
@@ -316,8 +331,7 @@ def _read_as_float(
     return any(
         use.user == OUTPUT
         or use.user not in seats
-        or seats[use.user].weight != path
-        or use.at != (1,)
+        or all((held.at, held.path) != (use.at, path) for held in seats[use.user].weights)
         for use in uses
     )
 
@@ -349,7 +363,7 @@ def _table(
     graph: Graph,
     plans: tuple[_WeightPlan, ...],
     made: tuple[QuantizedWeight, ...],
-    of: Mapping[NodeId, _WeightPlan],
+    of: Mapping[NodeId, _Held],
 ) -> _Weights:
     puts: dict[Path, Weight] = {}
     zeros: set[Path] = set()
@@ -389,8 +403,11 @@ class _Writer:
         graph, made = self.decided.graph, self.decided.planned.arrangement
         wants = self._wants(made)
         for node in graph:
-            self._weight(node)
-            self._put(self._dynamic(self._rewired(node, made), made))
+            held = {
+                weight.at: self._weight(node, weight, plan)
+                for weight, plan in self.weights.of.get(node.id, {}).items()
+            }
+            self._put(self._dynamic(self._rewired(node, made, held), made))
             self._quantizers(node, made, wants.get(node.id, ()))
         signature = replace(
             graph.signature, output=_map_tree(graph.signature.output, self._outward)
@@ -420,20 +437,17 @@ class _Writer:
         self.order.append(node.id)
         return node.id
 
-    def _weight(self, node: Node) -> None:
-        plan = self.weights.of.get(node.id)
-        if plan is None:
-            return
+    def _weight(self, node: Node, held: Held, plan: _WeightPlan) -> NodeId:
+        """What gives the values of a quantized weight to the node."""
         dtype = self.decided.graph.weights[plan.path].dtype
+        name, origin = self._fresh(node.id, held.name), _origin(node)
         if plan.spec.dtype is DType.FLOAT16:
-            name, origin = self._fresh(node.id, "weight"), _origin(node)
-            self._put(make_node("to", name, origin, x=WeightRef(plan.to), dtype=dtype))
-            return
-        self._put(
+            return self._put(make_node("to", name, origin, x=WeightRef(plan.to), dtype=dtype))
+        return self._put(
             make_node(
                 "dequantize",
-                self._fresh(node.id, "weight"),
-                _origin(node),
+                name,
+                origin,
                 x=self._integers(node, plan),
                 scale=WeightRef(plan.scale),
                 zero_point=WeightRef(plan.zero) if plan.zero in self.weights.zeros else 0,
@@ -459,13 +473,10 @@ class _Writer:
         self.taken[name] = None
         return name
 
-    def _rewired(self, node: Node, made: Arrangement) -> Node:
-        # the weight's dequantize was put right before
-        held = self.order[-1] if node.id in self.weights.of else None
-
+    def _rewired(self, node: Node, made: Arrangement, held: Mapping[ArgPath, NodeId]) -> Node:
         def read(at: ArgPath, ref: Ref) -> Arg:
             if isinstance(ref, WeightRef):
-                return NodeRef(held) if held is not None and at == (1,) else ref
+                return NodeRef(held[at]) if at in held else ref
             parts = self.parts.get(ref.id)
             params = made.wanted.get((node.id, at)) if parts else None
             part = parts.get(params) if parts and params is not None else None
@@ -480,7 +491,8 @@ class _Writer:
         if seat is None or seat.unit.kind.mode is not Mode.DYNAMIC:
             return node
         assert isinstance(source, NodeRef)
-        spec = narrowed(seat.scheme.static, self.decided.planned.plan.target.activation)
+        target = self.decided.planned.plan.target
+        spec = activation_spec(seat.scheme, seat.unit.kind, target)
         assert spec is not None
         key = (source.id, spec)
         if key not in self.dynamic:

@@ -24,6 +24,7 @@ from fqx.match.pattern import anything, op
 from fqx.match.rule import Change, Made, Rule, Rules, rules
 from fqx.match.search import Match, Miss
 from fqx.ops.catalogue import attr, make_node, operand
+from fqx.ops.recurrence import Side, at_place, sides_of
 
 States: TypeAlias = tuple[Arg, ...]
 """The hidden state, and the cell state of an LSTM behind it."""
@@ -166,9 +167,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 def _cell(found: Match) -> Made:
     root = found.root
     kind = KINDS[root.op.removesuffix("_cell")]
-    weights = Weights(*(operand(root, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")))
-    width = _width(found, weights, kind)
-    if width is None:
+    held = _weights(root)
+    weights = held[0] if held else None
+    width = _width(found, weights, kind) if weights else None
+    if weights is None or width is None:
         return Miss("the shape of its weights is not known", root.id)
     sheet = Sheet(found)
     inputs = sheet.linear("inputs", operand(root, "x"), weights.w_ih, weights.b_ih)
@@ -263,28 +265,22 @@ def _layout(found: Match) -> Layout | str:
     if not isinstance(steps, int) or steps < 1:
         return "the length of its sequences is not known beforehand"
     sides = 2 if attr(root, "bidirectional") is True else 1
-    weights = _weights(root, sides)
+    weights = _weights(root)
     width = _width(found, weights[0], kind) if weights else None
     if weights is None or width is None:
         return "its weights are not as torch lays them out"
     return Layout(kind, weights, sides, steps, axis, width)
 
 
-def _weights(root: Node, sides: int) -> tuple[Weights, ...] | None:
-    """The weights of every layer and direction from torch's flat order; None if it is another."""
-    flat, layers = operand(root, "weights"), attr(root, "num_layers")
-    if not isinstance(flat, tuple) or not isinstance(layers, int) or not layers:
-        return None
-    biased = attr(root, "has_biases") is True
-    size, rest = divmod(len(flat), layers * sides)
-    plain = 4 if biased else 2
-    if rest or size - plain not in ((0, 1) if root.op == "lstm" else (0,)):
-        return None
-    groups = [flat[at : at + size] for at in range(0, len(flat), size)]
-    return tuple(
-        Weights(*(group[:plain] if biased else (*group[:2], None, None)), *group[plain:])
-        for group in groups
-    )
+def _weights(root: Node) -> tuple[Weights, ...] | None:
+    """What every layer reads in each direction; None if torch lays it out otherwise."""
+    sides = sides_of(root)
+    return None if sides is None else tuple(_read(root, side) for side in sides)
+
+
+def _read(root: Node, side: Side) -> Weights:
+    places = (side.w_ih, side.w_hh, side.b_ih, side.b_hh, side.w_hr)
+    return Weights(*(at_place(root, place) for place in places))
 
 
 def _at_start(sheet: Sheet, at: str, starts: States, index: int) -> States:

@@ -10,9 +10,9 @@ move into the kernel's attributes and do not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from fqx.kit.frozen import FrozenMap, Table, row
 from fqx.kit.result import Result
 from fqx.num.affine import quantize
 from fqx.ops.catalogue import OPS, Trait
+from fqx.ops.recurrence import LAYERS, at_place, is_recurrent
 from fqx.ops.types import types
 from fqx.passes.choose import Decision, Offer, choosing, packed_kernel
 from fqx.passes.float_units import floated
@@ -36,10 +37,23 @@ from fqx.policy.costs import Call, Costs, costs_to_arg
 from fqx.policy.cut import price, uniform
 from fqx.policy.priced import Estimate, Priced
 from fqx.policy.target import Target, target_to_arg
-from fqx.policy.units import Form, Mode, Need, NoUnit, Place, Unit, UnitKind, stored_weight, unit_at
+from fqx.policy.units import (
+    Form,
+    Mode,
+    Need,
+    NoUnit,
+    Place,
+    Unit,
+    UnitKind,
+    biases_of,
+    stored_weight,
+    unit_at,
+    weights_of,
+)
 from fqx.targets.shapes import AVERAGING
 
 NAME = RuleName("lower")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +288,8 @@ class _Shop:
 
     def _mode(self, node: Node) -> Mode:
         """What of the node's operands is quantized, and when."""
-        x = self._maker(node, 0)
-        weight = self._maker(node, 1)
+        x = self._maker(at_place(node, (0,)))
+        weight = self._maker(at_place(node, next(iter(weights_of(node)), None)))
         reads = weight is not None and stored_weight(self.source, weight) is not None
         reader = weight.op if weight is not None and reads else ""
         if reader == "to":
@@ -284,9 +298,8 @@ class _Shop:
             return Mode.STATIC if isinstance(x.args[1], float) else Mode.DYNAMIC
         return Mode.WEIGHT_ONLY if reader == "dequantize" else Mode.STATIC
 
-    def _maker(self, node: Node, at: int) -> Node | None:
+    def _maker(self, arg: Arg) -> Node | None:
         """The node that makes an operand."""
-        arg = node.args[at] if at < len(node.args) else None
         return self.source[arg.id] if isinstance(arg, NodeRef) else None
 
     def _kinds(self, op: OpName) -> tuple[UnitKind, ...]:
@@ -403,14 +416,16 @@ class _Shop:
         rank = _rank_wanted(anchor.op)
         if rank is not None and _rank(self.types, anchor.args[0]) != rank:
             return NoUnit(anchor.id, f"its input is not known to have {rank} dimensions")
-        read = {
-            Mode.DYNAMIC: self._dynamic_operands,
-            Mode.WEIGHT_ONLY: self._weight_only_operands,
-        }.get(unit.kind.mode, self._half_operands)(unit, anchor)
+        if is_recurrent(anchor.op):
+            read = self._recurrent_operands(unit, anchor)
+        else:
+            read = {
+                Mode.DYNAMIC: self._dynamic_operands,
+                Mode.WEIGHT_ONLY: self._weight_only_operands,
+            }.get(unit.kind.mode, self._half_operands)(unit, anchor)
         if isinstance(read, NoUnit):
             return read
         args, attrs = read
-        attrs = {**dict(anchor.attrs.items()), **attrs, "output": "float32"}
         draft = Node(anchor.id, kernel, args, FrozenMap(attrs), self._origin(unit))
         self._accept(unit, draft, None)
         made = Lowered(anchor.id, unit.kind.name, unit.nodes, kernel, Form.FLOAT)
@@ -434,7 +449,7 @@ class _Shop:
         else:
             attrs["activation"] = last.op if acts else "none"
             attrs["activation_args"] = _activation_args(last) if acts else ()
-        return (x, *weight, anchor.args[2]), attrs
+        return (x, *weight, anchor.args[2]), _float_attrs(anchor, attrs)
 
     def _chosen(self, arg: Arg) -> tuple[Arg, dict[str, Arg]] | None:
         """dequantize <- quantize <- choose_qparams, all of one value: the value and the range."""
@@ -463,7 +478,7 @@ class _Shop:
             weight = self._weight(unit.kind, anchor)
             if isinstance(weight, NoUnit):
                 return weight
-            return (anchor.args[0], *weight, anchor.args[2]), {}
+            return (anchor.args[0], *weight, anchor.args[2]), _float_attrs(anchor)
         ref = anchor.args[1]
         node = self.source[ref.id] if isinstance(ref, NodeRef) else None
         if node is None or node.op != "dequantize" or node.attrs["axis"] != 0:
@@ -473,16 +488,54 @@ class _Shop:
             return NoUnit(anchor.id, Need.CONSTANT_WEIGHT.value)
         below = node.args[0]
         width = self.source[below.id].attrs["width"] if isinstance(below, NodeRef) else None
-        return (anchor.args[0], held, *anchor.args[2:], *node.args[1:]), {"width": width}
+        args = (anchor.args[0], held, *anchor.args[2:], *node.args[1:])
+        return args, _float_attrs(anchor, {"width": width})
 
     def _half_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
         """The weight in half precision."""
-        ref = anchor.args[1]
-        node = self.source[ref.id] if isinstance(ref, NodeRef) else None
+        held = self._half(anchor, anchor.args[1])
+        if isinstance(held, NoUnit):
+            return held
+        attrs = _float_attrs(anchor, {"relu": unit.last != unit.anchor})
+        return (anchor.args[0], held, anchor.args[2]), attrs
+
+    def _half(self, anchor: Node, arg: Arg) -> WeightRef | NoUnit:
+        """A stored weight of half precision."""
+        node = self._maker(arg)
         held = node.args[0] if node is not None and node.op == "to" else None
         if not isinstance(held, WeightRef) or self._dtype(held) is not DType.FLOAT16:
             return NoUnit(anchor.id, "its weight is not in half precision")
-        return (anchor.args[0], held, anchor.args[2]), {"relu": unit.last != unit.anchor}
+        return held
+
+    def _recurrent_operands(self, unit: Unit, anchor: Node) -> _Operands | NoUnit:
+        """Input, states, all weights, their scales where they are integers, and all biases.
+
+        The kernel rounds its input as the program before it does, and the states of each step too.
+        """
+        x, attrs = anchor.args[0], _layer_attrs(anchor)
+        stored = tuple(at_place(anchor, at) for at in weights_of(anchor))
+        biases = tuple(at_place(anchor, at) for at in biases_of(anchor))
+        if unit.kind.mode is Mode.FLOAT16:
+            halves = _all(self._half(anchor, arg) for arg in stored)
+            if isinstance(halves, NoUnit):
+                return halves
+            return (x, anchor.args[1], halves, biases), attrs
+        chosen = self._chosen(x)
+        if chosen is None:
+            return NoUnit(anchor.id, "its input is not quantized by the range of each call")
+        x, seen = chosen
+        engine = self.target.engine or self.target.name
+        tops = (255,) if engine == "qnnpack" else (unit.kind.qmax or 255, 127)
+        if (seen["qmin"], seen["symmetric"]) != (0, False) or seen["qmax"] not in tops:
+            ends = " or ".join(f"0..{top}" for top in dict.fromkeys(tops))
+            return NoUnit(anchor.id, f"the kernel chooses among {ends} only")
+        pairs = _all(self._stored(unit.kind, anchor, arg) for arg in stored)
+        if isinstance(pairs, NoUnit):
+            return pairs
+        weights, scales = zip(*pairs, strict=True)
+        if anchor.op in LAYERS:
+            attrs["reduce_range"] = seen["qmax"] == 127
+        return (x, anchor.args[1], weights, scales, biases), {**attrs, "engine": engine}
 
     def _accept(self, unit: Unit, draft: Node, behind: Node | None) -> None:
         self.swaps[unit.anchor] = draft
@@ -569,8 +622,11 @@ class _Shop:
         return _Integers(shift, held.scale, held.zero_point + 128, DType.UINT8, *ends)
 
     def _weight(self, kind: UnitKind, anchor: Node) -> tuple[Arg, Arg] | NoUnit:
-        ref = anchor.args[1]
-        node = self.source[ref.id] if isinstance(ref, NodeRef) else None
+        return self._stored(kind, anchor, anchor.args[1])
+
+    def _stored(self, kind: UnitKind, anchor: Node, arg: Arg) -> tuple[Arg, Arg] | NoUnit:
+        """The integers of a stored weight, and its scale."""
+        node = self._maker(arg)
         if node is None or node.op != "dequantize":
             return NoUnit(anchor.id, "its weight is not quantized")
         weight, scale, zero_point = node.args
@@ -893,6 +949,27 @@ def _out_attrs(out: _Integers | None) -> dict[str, Arg]:
         "qmax": out.qmax,
         "output": out.dtype.value,
     }
+
+
+def _float_attrs(node: Node, more: Mapping[str, Arg] | None = None) -> dict[str, Arg]:
+    """The operator's attributes for a kernel that gives floats."""
+    return {**dict(node.attrs.items()), **(more or {}), "output": "float32"}
+
+
+def _layer_attrs(node: Node) -> dict[str, Arg]:
+    """The attributes of a recurrent layer that its kernel has too; a cell has none of its own."""
+    kept = ("num_layers", "bidirectional", "batch_first")
+    return {name: node.attrs[name] for name in kept if name in node.attrs} | {"output": "float32"}
+
+
+def _all(items: Iterable[A | NoUnit]) -> tuple[A, ...] | NoUnit:
+    """Every item, or the first reason for one that is missing."""
+    found: list[A] = []
+    for item in items:
+        if isinstance(item, NoUnit):
+            return item
+        found.append(item)
+    return tuple(found)
 
 
 def _own_attrs(node: Node) -> dict[str, Arg]:

@@ -17,11 +17,12 @@ from fqx.ir.names import NodeId, OpName, Path
 from fqx.ir.node import Node
 from fqx.ir.signature import TensorType, TupleType, Type
 from fqx.num.scheme import ObserverSpec, QSpec
-from fqx.ops.catalogue import OPS, Trait, fixed_qparams, operand
+from fqx.ops.catalogue import OPS, Trait, fixed_qparams
+from fqx.ops.recurrence import at_place
 from fqx.policy.homes import Homes, homes_in
 from fqx.policy.recipe import Choice, Scheme
 from fqx.policy.target import IntRange, Target
-from fqx.policy.units import Form, Mode, NoUnit, Place, Unit, UnitKind, unit_at
+from fqx.policy.units import Form, Mode, NoUnit, Place, Unit, UnitKind, unit_at, weights_of
 from fqx.policy.verdicts import Reason
 
 ADD = OpName("add")
@@ -61,14 +62,23 @@ class Params:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A weight that a unit reads in integers: its place in the anchor's args, name and path."""
+
+    at: ArgPath
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Seat:
-    """A unit that runs on integers: its operands, its weight and the form of its result."""
+    """A unit that runs on integers: its operands, its weights and the form of its result."""
 
     unit: Unit
     scheme: Scheme
     edges: tuple[Edge, ...]
     form: Form
-    weight: Path | None = None
+    weights: tuple[Held, ...] = ()
     weight_spec: QSpec | None = None
 
 
@@ -336,11 +346,9 @@ class _Hall:
         edges = self.edges[unit.anchor]
         if unit.kind.weight is None:
             return Seat(unit, choice.scheme, edges, form)
-        held = operand(self.scene.graph[unit.anchor], unit.kind.weight)
-        assert isinstance(held, WeightRef)
-        path = self.scene.graph.ties.get(held.path) or held.path
+        held = _held(self.scene.graph, self.scene.graph[unit.anchor])
         spec = _weight_spec(choice.scheme, unit.kind, self.scene.target)
-        return Seat(unit, choice.scheme, edges, form, path, spec)
+        return Seat(unit, choice.scheme, edges, form, held, spec)
 
     def float_because(self) -> dict[NodeId, Veto]:
         """Why nodes in no unit are float, where looking for units said so."""
@@ -361,6 +369,18 @@ def is_heavy(kind: UnitKind) -> bool:
     return kind.weight is not None or contracts
 
 
+def _held(graph: Graph, anchor: Node) -> tuple[Held, ...]:
+    """The weights of a unit by their places."""
+    found: list[Held] = []
+    for at in weights_of(anchor):
+        ref = at_place(anchor, at)
+        assert isinstance(ref, WeightRef)
+        name = OPS[anchor.op].operands[int(at[0])].name
+        label = ".".join((name, *map(str, at[1:])))
+        found.append(Held(at, label, graph.ties.get(ref.path) or ref.path))
+    return tuple(found)
+
+
 TABLES = frozenset({OpName("embedding"), OpName("embedding_bag")})
 """Operators that read rows of a table; these have float zero points."""
 
@@ -371,9 +391,17 @@ def _fits(scheme: Scheme, kind: UnitKind, target: Target) -> bool:
         return scheme.weight.float_zero is (kind.anchor in TABLES)
     if scheme.mode is Mode.FLOAT16_STATIC:
         return True
-    if narrowed(scheme.static, target.activation) is None:
+    if activation_spec(scheme, kind, target) is None:
         return False
     return kind.weight is None or narrowed(scheme.weight, target.weight) is not None
+
+
+def activation_spec(scheme: Scheme, kind: UnitKind, target: Target) -> QSpec | None:
+    """The activations of a scheme as a unit of this kind takes them; None if it cannot."""
+    limits = target.activation
+    if kind.qmax is not None and kind.qmax < limits.qmax:
+        limits = replace(limits, qmax=kind.qmax)
+    return narrowed(scheme.static, limits)
 
 
 def _weight_spec(scheme: Scheme, kind: UnitKind, target: Target) -> QSpec:
@@ -590,7 +618,7 @@ def _taps(sharing: _Sharing, seats: Iterable[Seat]) -> tuple[Tap, ...]:
     """One observer for each value and kind of statistic, channels where a scheme may smooth."""
     channels: dict[NodeId, int] = {}
     for seat in seats:
-        if seat.scheme.smoothing is not None and seat.weight is not None:
+        if seat.scheme.smoothing is not None and seat.weights:
             channels[seat.edges[0].value] = channel_axis(seat.scheme)
     taps: dict[Tap, None] = {}
     for value, specs in sharing.observed.items():

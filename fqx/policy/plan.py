@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from fqx.ir.arg import DType, Json, NodeRef, WeightRef, encode_arg
+from fqx.ir.arg import DType, Json, encode_arg
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
@@ -15,6 +15,7 @@ from fqx.ir.signature import TensorType, Type
 from fqx.kit.frozen import FrozenMap, Table
 from fqx.kit.result import Result
 from fqx.ops.catalogue import OPS, Trait, is_foreign
+from fqx.ops.recurrence import is_recurrent
 from fqx.ops.types import types
 from fqx.policy.arrange import (
     CUSTOM,
@@ -24,6 +25,7 @@ from fqx.policy.arrange import (
     Seat,
     Tap,
     Veto,
+    activation_spec,
     arrange,
     kinds_in,
     schemes_of,
@@ -180,7 +182,7 @@ def _annotate(scene: Scene, made: Arrangement, node: Node) -> Annotation:
         return Annotation(veto.reason, veto.text, FrozenMap(), _float_output(made, node))
     seat = made.seats[anchor]
     unit = f"{seat.unit.kind.name} of {anchor}"
-    inputs = FrozenMap(_inputs(made, seat, node))
+    inputs = FrozenMap(_inputs(scene.target, made, seat, node))
     output = _output(made, node)
     if node.id != anchor:
         inside = _FLOAT_REASONS.get(seat.unit.kind.mode, Reason.ABSORBED)
@@ -212,7 +214,7 @@ _MODE_REASONS: Mapping[Mode, Reason] = MappingProxyType(
 )
 
 
-def _inputs(made: Arrangement, seat: Seat, node: Node) -> dict[str, Source]:
+def _inputs(target: Target, made: Arrangement, seat: Seat, node: Node) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for edge in seat.edges:
         if edge.user == node.id:
@@ -220,10 +222,11 @@ def _inputs(made: Arrangement, seat: Seat, node: Node) -> dict[str, Source]:
             given = made.given.get(edge.value)
             found[edge.name] = SharedWith(edge.value) if params == given else _source(params)
     if node.id == seat.unit.anchor and seat.unit.kind.mode is Mode.DYNAMIC:
-        found["x"] = Own(seat.scheme.static)
+        found["x"] = Own(activation_spec(seat.scheme, seat.unit.kind, target) or seat.scheme.static)
     if node.id == seat.unit.anchor and seat.weight_spec is not None:
-        found[seat.unit.kind.weight or "weight"] = Own(seat.weight_spec)
-        if len(node.args) > 2 and isinstance(node.args[2], (WeightRef, NodeRef)):
+        found |= {held.name: Own(seat.weight_spec) for held in seat.weights}
+        bias = OPS[node.op].position("bias") if node.op in OPS else None
+        if bias is not None and node.args[bias] is not None:
             found["bias"] = Float(DType.FLOAT32)
     return found
 
@@ -280,8 +283,11 @@ def _why_no_seat(scene: Scene, made: Arrangement, node: Node) -> Veto:
     kinds = kinds_in(scene.target, node.op, mode)
     found = made.float_because.get(node.id)
     if not kinds:
-        what = "" if mode is Mode.STATIC else f"{mode.value} "
-        return Veto(Reason.NO_KERNEL, f"{scene.target.label} has no {what}kernel for {node.op}")
+        only = mode is Mode.STATIC and not scene.target.kinds(node.op)
+        what = "" if only else f"{mode.value} "
+        hint = ": decompose_recurrent() writes it out in linears" if is_recurrent(node.op) else ""
+        text = f"{scene.target.label} has no {what}kernel for {node.op}{hint}"
+        return Veto(Reason.NO_KERNEL, text)
     if choice is None:
         return Veto(Reason.NOT_PLANNED, "")
     if choice.rule == DIVISION and choice.scheme is None:

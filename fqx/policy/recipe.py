@@ -27,6 +27,7 @@ from fqx.num.scheme import (
     uint8_dynamic,
     uint8_rows,
 )
+from fqx.ops.recurrence import CELLS, LAYERS
 from fqx.policy.selectors import (
     Selector,
     bad_pattern,
@@ -215,8 +216,9 @@ def weight_only(bits: int = 8) -> Recipe:
 
 
 def float16() -> Recipe:
-    """Weights of linears in half precision, everything computed in float32."""
-    return Recipe((Rule(op("linear"), Scheme(None, half()), "float16"),))
+    """Weights of linears and recurrences in half precision, everything computed in float32."""
+    names = ("linear", *sorted(LAYERS), *sorted(CELLS))
+    return Recipe((Rule(op(*names), Scheme(None, half()), "float16"),))
 
 
 def float16_static() -> Recipe:

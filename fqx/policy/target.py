@@ -145,6 +145,7 @@ def _mark(target: Target) -> str:
             kind.channel_axis,
             kind.asked,
             kind.mode.value,
+            kind.qmax,
         ]
         for kind in target.units
     ]

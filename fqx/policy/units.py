@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fqx.ir.arg import Arg, DType, NodeRef, WeightRef
+from fqx.ir.arg import Arg, ArgPath, DType, NodeRef, WeightRef
 from fqx.ir.graph import OUTPUT, Graph, Use
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
-from fqx.ir.signature import TensorType, Type
+from fqx.ir.signature import TensorType, TupleType, Type
+from fqx.ops.recurrence import at_place, bias_places, is_recurrent, sides_of, weight_places
 
 
 class Form(Enum):
@@ -64,6 +65,10 @@ class Need(Enum):
     CHANNELED = "the input is not known to have three dimensions or more"
     MATRICES = "the operands are not known to be matrices or batches of one shape"
     PLAIN_DTYPE = "it is asked for another dtype"
+    UNPROJECTED = (
+        "the kernel projects no states; decompose_recurrent() writes the layer out in linears"
+    )
+    UNDROPPED = "values are dropped between its layers"
     COUNTS_PADDING = "qnnpack's kernel counts the padding, and the average does not"
     DIVIDES_ALL = "the divisor is overridden"
     NO_OUTPUT_PADDING = "the kernel takes no output padding"
@@ -79,12 +84,14 @@ class UnitKind:
 
     `anchor` starts the unit, `absorbs` follow it in order (`add` takes a second activation).
     `int8` are the operand names of the anchor that must be int8 activations, `weight` the operand
-    that is a constant int8 tensor. `shares` says that result and inputs have the same qparams (the
-    kernel only moves integers or compares them). Without a `kernel` the unit runs as float
-    between dequantize and quantize. `channel_axis` is the weight's axis along which scales may
-    differ; None means one scale for the whole weight. `asked` units run in float inside or pay
-    nothing by themselves: only a scheme with `lone` takes them. A `mode` other than static reads
-    and gives floats: `int8` is empty and `outputs` holds FLOAT alone.
+    that is a constant int8 tensor (of a recurrence the first of several, see `weight_places`).
+    `shares` says that result and inputs have the same qparams (the kernel only moves integers or
+    compares them). Without a `kernel` the unit runs as float between dequantize and quantize.
+    `channel_axis` is the weight's axis along which scales may differ; None means one scale for the
+    whole weight. `asked` units run in float inside or pay nothing by themselves: only a scheme
+    with `lone` takes them. A `mode` other than static reads and gives floats: `int8` is empty and
+    `outputs` holds FLOAT alone. `qmax` is the greatest integer of an activation where the kernel
+    takes fewer than its target.
     """
 
     name: str
@@ -99,6 +106,7 @@ class UnitKind:
     channel_axis: int | None = 0
     asked: bool = False
     mode: Mode = Mode.STATIC
+    qmax: int | None = None
 
     @property
     def adds(self) -> bool:
@@ -214,9 +222,10 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
     anchor = place.graph[unit.anchor]
     match need:
         case Need.CONSTANT_WEIGHT:
-            return _is_constant(place, anchor.args[1])
+            return all(_is_constant(place, at_place(anchor, at)) for at in weights_of(anchor))
         case Need.CONSTANT_BIAS:
-            return anchor.args[2] is None or isinstance(anchor.args[2], WeightRef)
+            biases = (at_place(anchor, at) for at in biases_of(anchor))
+            return all(arg is None or isinstance(arg, WeightRef) for arg in biases)
         case Need.FLOAT32:
             return _dtype(place, unit.anchor) in (DType.FLOAT32, None)
         case Need.SAME_SHAPE:
@@ -262,6 +271,12 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return _batches(place, anchor)
         case Need.PLAIN_DTYPE:
             return anchor.attrs.get("dtype") is None
+        case Need.UNPROJECTED:
+            sides = sides_of(anchor)
+            return sides is not None and all(side.w_hr is None for side in sides)
+        case Need.UNDROPPED:
+            dropped = anchor.attrs.get("dropout") not in (None, 0, 0.0)
+            return not dropped or anchor.attrs.get("training") is False
         case Need.COUNTS_PADDING:
             counts = anchor.attrs.get("count_include_pad") is True
             return counts or not any(_numbers(anchor.attrs.get("padding")))
@@ -269,6 +284,16 @@ def _meets(place: Place, unit: Unit, need: Need) -> bool:
             return anchor.attrs.get("divisor_override") is None
         case Need.NO_OUTPUT_PADDING:
             return not any(_numbers(anchor.attrs.get("output_padding")))
+
+
+def weights_of(node: Node) -> tuple[ArgPath, ...]:
+    """The places of the weights that a unit of this anchor holds in integers or half precision."""
+    return weight_places(node) if is_recurrent(node.op) else ((1,),)
+
+
+def biases_of(node: Node) -> tuple[ArgPath | None, ...]:
+    """The places of the biases that go with those weights."""
+    return bias_places(node) if is_recurrent(node.op) else ((2,),)
 
 
 def _is_constant(place: Place, arg: Arg) -> bool:
@@ -302,8 +327,11 @@ def _type(place: Place, name: NodeId) -> TensorType | None:
 
 
 def _dtype(place: Place, name: NodeId) -> DType | None:
-    found = _type(place, name)
-    return found.dtype if found else None
+    """The dtype of a value, of a tuple that of its first item."""
+    found = place.types.get(name)
+    if isinstance(found, TupleType):
+        found = found.items[0] if found.items else None
+    return found.dtype if isinstance(found, TensorType) else None
 
 
 def _rank(place: Place, node: Node) -> int | None:

@@ -19,6 +19,7 @@ from fqx.policy.units import Form, Mode, Need, UnitKind
 from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
 from fqx.targets.lone import alone_kernel, lone_kernels, lone_kinds
 from fqx.targets.onednn import DYNAMIC_CONVOLUTION_KERNELS, DYNAMIC_CONVOLUTIONS, tabled
+from fqx.targets.recurrent import HALF_RECURRENCES, RECURRENT_KERNELS, dynamic_recurrences
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
 ENGINES: tuple[str, ...] = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -135,8 +136,6 @@ _MORE: Mapping[str, tuple[UnitKind, ...]] = MappingProxyType(
 )
 
 
-_RECURRENT = ("x", "hx", "weights", "weight_scales", "biases")
-
 KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("native.quantize"), ("x",), _OUT),
     Kernel(OpName("native.dequantize"), ("x",), ("dtype",)),
@@ -176,18 +175,7 @@ KERNELS: tuple[Kernel, ...] = (
         ("x", "weight", "weight_scale", "bias"),
         (*_OUT, "relu", "engine"),
     ),
-    *(
-        Kernel(
-            OpName(f"native.{name}_dynamic"),
-            _RECURRENT,
-            ("num_layers", "bidirectional", "batch_first", "reduce_range", "engine"),
-        )
-        for name in ("lstm", "gru")
-    ),
-    *(
-        Kernel(OpName(f"native.{name}_dynamic"), _RECURRENT, ("engine",))
-        for name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-    ),
+    *RECURRENT_KERNELS,
     Kernel(OpName("native.table"), ("x",), ("x_scale", "x_zero_point", *_OUT, "steps", "engine")),
     Kernel(OpName("native.add"), ("x", "y"), (*_OUT, "relu", "engine")),
     Kernel(OpName("native.mul"), ("x", "y"), (*_OUT, "relu", "engine")),
@@ -224,6 +212,7 @@ def native(engine: str = "x86") -> Result[Target, Fault]:
     # torch 2.13's dynamic convolutions write their result in the scale of their input, which
     # saturates; onednn's kernels on plain integers give floats, and need no quantized tensors
     convolutions = () if engine == "qnnpack" else DYNAMIC_CONVOLUTIONS
-    units = (*_MORE[engine], *_EVERYWHERE, *convolutions)
+    recurrences = (*dynamic_recurrences(engine), *HALF_RECURRENCES)
+    units = (*_MORE[engine], *_EVERYWHERE, *convolutions, *recurrences)
     target = Target("native", engine, "vnni", UINT8, INT8_SYMMETRIC, units, KERNELS, "quantized")
     return Success(target.narrowed() if engine in ("x86", "fbgemm") else target)

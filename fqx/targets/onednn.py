@@ -9,6 +9,7 @@ from fqx.policy.target import INT8_SYMMETRIC, UINT8, Kernel, Target
 from fqx.policy.units import Form, Mode, Need, UnitKind
 from fqx.targets.floats import FLOAT_KERNELS, FLOAT_KINDS, float_kind
 from fqx.targets.lone import lone_kernels, lone_kinds
+from fqx.targets.recurrent import HALF_RECURRENCES, RECURRENT_KERNELS, dynamic_recurrences
 from fqx.targets.shapes import shape_kernels, shape_kinds
 
 _BOTH = frozenset({Form.INT8, Form.FLOAT})
@@ -163,6 +164,8 @@ UNITS: tuple[UnitKind, ...] = (
     *_dynamic("linear", _LINEAR_ACTIVATIONS),
     *DYNAMIC_CONVOLUTIONS,
     *FLOAT_KINDS,
+    *dynamic_recurrences("onednn"),
+    *HALF_RECURRENCES,
     *shape_kinds("plain"),
 )
 
@@ -217,6 +220,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     *DYNAMIC_CONVOLUTION_KERNELS,
     *FLOAT_KERNELS,
+    *RECURRENT_KERNELS,
     *shape_kernels("plain"),
 )
 

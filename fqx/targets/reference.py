@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fqx.ir.names import OpName
 from fqx.policy.target import INT8_SYMMETRIC, UINT8, Target
 from fqx.policy.units import Mode, Need, UnitKind
@@ -20,20 +22,7 @@ _OF_KERNELS = frozenset(
 
 
 def _without_kernel(kind: UnitKind) -> UnitKind:
-    return UnitKind(
-        kind.name,
-        kind.anchor,
-        None,
-        kind.absorbs,
-        kind.int8,
-        kind.weight,
-        kind.outputs,
-        kind.shares,
-        kind.needs - _OF_KERNELS,
-        kind.channel_axis,
-        kind.asked,
-        kind.mode,
-    )
+    return replace(kind, kernel=None, needs=kind.needs - _OF_KERNELS)
 
 
 _HELD = frozenset(

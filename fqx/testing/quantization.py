@@ -28,12 +28,14 @@ from fqx.kit.result import attempt, fold
 from fqx.num.affine import dequantize
 from fqx.num.tensors import is_intact, tensor_of
 from fqx.ops.catalogue import is_kernel, shares_qparams
+from fqx.ops.recurrence import is_recurrent
 from fqx.passes.lower import Lowered, Lowering
 from fqx.policy.plan import Plan
 from fqx.policy.target import Target
 from fqx.policy.units import Form, Mode, stored_weight
 from fqx.policy.verdicts import Reason
 from fqx.testing.laws import Law, tensors_in
+from fqx.testing.recurrences import near_recurrence
 
 __all__ = ["ROAD_LAWS", "Road", "serves_batch_sizes"]
 
@@ -285,6 +287,11 @@ def _kernels_compute_their_units(road: Road) -> str | None:
         if mode is Mode.STATIC and not whole:
             continue
         made, truth = held[NodeId(f"!{unit.anchor}")], held[unit.anchor]
+        if is_recurrent(road.before("lower")[unit.anchor].op):
+            account = _beyond_rounding(road, unit, held, made)
+            if account:
+                return f"{unit.kernel} at {unit.anchor} {account}"
+            continue
         if not isinstance(made, Tensor) or not isinstance(truth, Tensor):
             return f"{unit.kernel} at {unit.anchor} gives {made!r}"
         if unit.kernel == "native.linear_dynamic":
@@ -344,6 +351,39 @@ def _beyond_a_quantum(
     return (
         "is more than a quantum off its reference" if bool((error.abs() > allowed).any()) else None
     )
+
+
+def _beyond_rounding(
+    road: Road, unit: Lowered, held: dict[NodeId, object], made: object
+) -> str | None:
+    """Whether a recurrence is further off than rounding its input and its states leads."""
+    graph = road.before("lower")
+    node = graph[unit.anchor]
+    known = values(graph, road.inputs, {}).unwrap()
+
+    def read(arg: Arg) -> Tensor:
+        found = _as_read(graph, arg, known)
+        assert isinstance(found, Tensor)
+        return found
+
+    ours, truths = tensors_in(made), tensors_in(held[unit.anchor])
+    if len(ours) != len(truths):
+        return f"gives {made!r}"
+    bounds = near_recurrence(node, read, _chosen_range(graph, node))
+    for one, truth, near in zip(ours, truths, bounds, strict=True):
+        allowed = near.error + 1e-5 * (1.0 + near.value.abs())
+        if one.shape != truth.shape or bool(((one - truth).abs() > allowed).any()):
+            return "is further off its reference than rounding its states leads"
+    return None
+
+
+def _chosen_range(graph: Graph, node: Node) -> int | None:
+    """The greatest integer of an input whose scale each call chooses; None for a float one."""
+    source = node.args[0]
+    back = graph[source.id] if isinstance(source, NodeRef) else None
+    codes = back.args[0] if back is not None and back.op == "dequantize" else None
+    qmax = graph[codes.id].attrs.get("qmax") if isinstance(codes, NodeRef) else None
+    return qmax if isinstance(qmax, int) else None
 
 
 def _far(made: Tensor, truth: Tensor) -> str | None:

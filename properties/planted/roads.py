@@ -30,7 +30,7 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.policy.plan import Plan
-from fqx.policy.recipe import int8_static
+from fqx.policy.recipe import int8_dynamic, int8_static
 from fqx.policy.target import Target
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
@@ -216,6 +216,66 @@ def _without_rounding(op: OpName, attrs: FrozenMap[Arg]) -> Callable[..., Any]:
     return wrong
 
 
+@cache
+def cell_inputs() -> tuple[torch.Tensor, ...]:
+    """A sequence for each of three."""
+    return (torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1)),)
+
+
+def recurrent() -> Road:
+    """The right road of two recurrent layers, dynamic."""
+    draft, generator = Draft(), torch.Generator().manual_seed(0)
+    x = draft.input("x", "batch", 5, 4)
+    shapes = {"ih": (12, 4), "hh": (12, 3), "b_ih": (12,), "b_hh": (12,)}
+    weights = [
+        draft.weight(
+            f"l{layer}.{name}",
+            torch.randn(shape if name != "ih" or not layer else (12, 3), generator=generator) * 0.5,
+        )
+        for layer in range(2)
+        for name, shape in shapes.items()
+    ]
+    batch = draft.call("size", "batch", x=x, dim=0)
+    start = draft.call("full", "start", shape=(2, batch, 3), value=0.0, dtype=DType.FLOAT32)
+    made = draft.call(
+        "lstm",
+        "cells",
+        x=x,
+        hx=(start, start),
+        weights=tuple(weights),
+        num_layers=2,
+        batch_first=True,
+    )
+    graph = draft.graph(draft.call("getitem", "out", x=made, index=0))
+    target = onednn()
+    pipeline = (
+        observe(int8_dynamic(), target)
+        | calibrate([cell_inputs()], progress=False)
+        | convert(target)
+        | lower(target)
+    )
+    return Road(cell_inputs(), target, pipeline.run(graph).unwrap())
+
+
+def _forgetting(change: Callable[[list[Any]], list[Any]]) -> Callable[[], Road]:
+    """A road whose recurrent kernel reads other operands than it is given."""
+
+    def bind(op: OpName, attrs: FrozenMap[Arg]) -> Callable[..., Any]:
+        run = kernels.bind(op, attrs)
+        return (lambda *args: run(*change(list(args)))) if op.endswith("lstm_dynamic") else run
+
+    return lambda: replace(recurrent(), bind=bind)
+
+
+def _without_biases(args: list[Any]) -> list[Any]:
+    return [*args[:4], tuple(None for _ in args[4])]
+
+
+def _swapped_layers(args: list[Any]) -> list[Any]:
+    """The state of each layer meets the matrix of the other."""
+    return [*args[:2], *((it[0], it[3], it[2], it[1]) for it in args[2:4]), args[4]]
+
+
 def _baked(graph: Graph) -> Graph:
     """The batch of the example written into a reshape."""
     last = graph.order[-1]
@@ -291,6 +351,16 @@ CASES: tuple[Planted, ...] = (
         "kernels_compute_their_units",
         "a kernel off by one nearly everywhere",
         lambda: replace(honest(onednn()), bind=_without_rounding),
+    ),
+    Planted(
+        "kernels_compute_their_units",
+        "a recurrent kernel that forgets its biases",
+        _forgetting(_without_biases),
+    ),
+    Planted(
+        "kernels_compute_their_units",
+        "a recurrent kernel with the matrices of two layers swapped",
+        _forgetting(_swapped_layers),
     ),
     Planted(
         "serves_batch_sizes",
