@@ -38,13 +38,13 @@ def engine_of(name: str) -> Iterator[None]:
         torch.backends.quantized.engine = before
 
 
-def dynamic(module: nn.Module, channels: bool = False) -> Any:
-    """torch's dynamically quantized module."""
+def dynamic(module: nn.Module, kind: str = "default_dynamic_qconfig") -> Any:
+    """torch's dynamically quantized module, under one of torch's QConfigs."""
     from torch.ao.nn.quantized import dynamic as nnqd
-    from torch.ao.quantization import default_dynamic_qconfig, per_channel_dynamic_qconfig
+    from torch.ao.quantization import qconfig
 
     hush()
-    module.qconfig = per_channel_dynamic_qconfig if channels else default_dynamic_qconfig  # type: ignore[assignment]  # torch's way
+    module.qconfig = getattr(qconfig, kind)
     peer: Any = getattr(nnqd, type(module).__name__)
     return peer.from_float(module)
 
@@ -141,7 +141,7 @@ def test_a_scale_for_each_row_gives_torchs_bits() -> None:
     torch.manual_seed(0)
     module, x, hx = nn.GRU(5, 6).eval(), torch.randn(4, 3, 5), torch.zeros(1, 3, 6)
     with engine_of("x86"):
-        peer = dynamic(module, channels=True)
+        peer = dynamic(module, "per_channel_dynamic_qconfig")
         out, last = peer(x, hx)
     weights, scales = layer_parts(peer)
     assert scales[0].numel() == 18
@@ -186,3 +186,42 @@ def test_no_bias_is_a_bias_of_zero() -> None:
     assert torch.equal(
         run(x, hx, weights, scales, (None, None)), run(x, hx, weights, scales, zeros)
     )
+
+
+def halves(weights: list[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(weight.detach().half() for weight in weights)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_layer_of_half_precision_gives_torchs_bits(kind: type[nn.LSTM | nn.GRU]) -> None:
+    torch.manual_seed(0)
+    module = kind(5, 6, 2, bidirectional=True, batch_first=True).eval()
+    x, states = torch.randn(3, 4, 5), tuple(torch.randn(4, 3, 6) for _ in range(2))
+    hx = states if kind is nn.LSTM else states[0]
+    with engine_of("x86"):
+        out, last = dynamic(module, "float16_dynamic_qconfig")(x, hx)
+    held = dict(module.named_parameters())
+    names = [f"weight_{part}_l{layer}{side}"
+             for layer in (0, 1) for side in ("", "_reverse") for part in ("ih", "hh")]  # fmt: skip
+    run = bound(f"native.{kind.__name__.lower()}_float16", num_layers=2, bidirectional=True,
+                batch_first=True)  # fmt: skip
+    weights = halves([held[name] for name in names])
+    wanted = (out, *(last if kind is nn.LSTM else (last,)))
+    for got, one in zip(run(x, hx, weights, biases_of(module)), wanted, strict=True):
+        assert torch.equal(got, one)
+        assert not got.requires_grad
+
+
+@pytest.mark.parametrize("op", CELLS)
+def test_a_cell_of_half_precision_gives_torchs_bits(op: str) -> None:
+    torch.manual_seed(0)
+    module, x = CELLS[op]().eval(), torch.randn(3, 5)
+    hx = (torch.randn(3, 6), torch.randn(3, 6)) if op == "lstm_cell" else torch.randn(3, 6)
+    with engine_of("x86"):
+        wanted = dynamic(module, "float16_dynamic_qconfig")(x, hx)
+    held = dict(module.named_parameters())
+    weights = halves([held["weight_ih"], held["weight_hh"]])
+    biases = (held["bias_ih"].detach(), held["bias_hh"].detach())
+    got = bound(f"native.{op}_float16")(x, hx, weights, biases)
+    for one, two in zip(*((got, wanted) if op == "lstm_cell" else ([got], [wanted])), strict=True):
+        assert torch.equal(one, two)
