@@ -31,14 +31,14 @@ from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
+from fqx.compat.widen import widen
 from fqx.edge.capture import capture
 from fqx.edge.capture_inputs import read_example
 from fqx.edge.materialize import materialize
-from fqx.ir.arg import Arg, DType, NodeRef
-from fqx.ir.diff import Changed
+from fqx.ir.arg import DType
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
-from fqx.ir.names import NodeId, RuleName, Stage
+from fqx.ir.names import NodeId, Stage
 from fqx.ir.node import Node
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.frozen import FrozenMap
@@ -51,7 +51,7 @@ from fqx.passes.fold import fold as fold_constants
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import Intent, intents_of, intents_to_arg, observe
-from fqx.passes.pipeline import NO_OPTIONS, Pass, Pipeline, Rewrite, conclude
+from fqx.passes.pipeline import NO_OPTIONS, Pass, Pipeline
 from fqx.policy.target import UINT8, IntRange, Target
 from fqx.policy.units import Mode, UnitKind
 from fqx.targets.native import ENGINES, native
@@ -455,37 +455,7 @@ def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -
         lambda held: settle(held, stats),
         portable=False,
     )
-    return _value((measured | convert(settings.target) | _widen() | behind).run(graph)).graph
-
-
-def _widen() -> Pass:
-    """Results may go on to 255 where `reduce_range` computed their scale for 0..127, as in torch.
-
-    Nothing that was calibrated lies there; what lies beyond is kept instead of cut off.
-    """
-
-    def rewrite(graph: Graph) -> Result[Rewrite, Fault]:
-        edits = [
-            Changed(item, _with_attrs(item, qmax=255), RuleName("widen"))
-            for item in graph
-            if item.op == "quantize"
-            and _range(item) == _REDUCED
-            and not isinstance(item.args[1], NodeRef)
-        ]
-        return conclude(graph, edits, "widen")
-
-    return Pass("widen", NO_OPTIONS, frozenset({Stage.QUANTIZED}), None, rewrite)
-
-
-_REDUCED = (DType.UINT8, 0, 127)
-
-
-def _range(item: Node) -> tuple[object, ...]:
-    return tuple(item.attrs[name] for name in ("dtype", "qmin", "qmax"))
-
-
-def _with_attrs(item: Node, **attrs: Arg) -> Node:
-    return Node(item.id, item.op, item.args, FrozenMap({**item.attrs, **attrs}), item.origin)
+    return _value((measured | convert(settings.target) | widen() | behind).run(graph)).graph
 
 
 def _finished(module: Observed, config: Any, graph: Graph) -> fx.GraphModule:

@@ -474,11 +474,17 @@ def _share(scene: Scene, seats: Iterable[Seat]) -> _Sharing:
         if seat.unit.kind.shares:
             for edge in seat.edges:
                 sets.join(edge.value, seat.unit.last, position)
+    multiplied = {
+        sets.top(edge.value) for seat in listed if is_heavy(seat.unit.kind) for edge in seat.edges
+    }
     desk = _Desk(scene, listed)
     groups: dict[NodeId, list[NodeId]] = {}
     for name in sorted(desk.sources, key=lambda name: position[name]):
         groups.setdefault(sets.top(name), []).append(name)
-    params = {top: desk.settle(members) for top, members in groups.items()}
+    params = {
+        top: desk.settle(members, is_multiplied=top in multiplied)
+        for top, members in groups.items()
+    }
     return _with_halves(desk.written(params, sets), seated)
 
 
@@ -529,24 +535,35 @@ class _Desk:
             known = self.specs[id(seat.scheme)] = replace(spec, observer=_whole(spec.observer))
         return known
 
-    def request(self, name: NodeId) -> Params:
-        """The params a source asks for: the maker's, else those of its first reader."""
-        spec = self.spec(self.maker.get(name) or self.asked[name])
+    def request(self, name: NodeId, is_multiplied: bool = True) -> Params:
+        """The params a source asks for: the maker's, else those of its first reader.
+
+        A target narrows integers for the sums of its products; a value of known range that no
+        product reads has the integers the scheme asks for.
+        """
+        seat = self.maker.get(name) or self.asked[name]
+        spec, asked = self.spec(seat), seat.scheme.static
         row = OPS.get(self.scene.graph[name].op)
+        if row is not None and row.fixed is not None and not is_multiplied:
+            spec = replace(spec, qmin=asked.qmin, qmax=asked.qmax)
         fixed = fixed_qparams(row, spec.qmin, spec.qmax) if row is not None else None
         return Params(name, spec, (name,), fixed)
 
-    def settle(self, members: list[NodeId]) -> Params:
+    def settle(self, members: list[NodeId], is_multiplied: bool) -> Params:
         """The params of a group of sources: the first member's integers, all members' statistics.
 
         A known pair holds only where every member knows the same one: it could not carry the
         range of another.
         """
-        requests = [self.request(name) for name in members]
+        requests = [self.request(name, is_multiplied) for name in members]
         known = requests[0].fixed
         if any(request.fixed != known for request in requests):
             known = None
         return replace(requests[0], sources=tuple(members), fixed=known)
+
+    def has_integers(self, seat: Seat, shared: Params) -> bool:
+        """Whether a group's params have the integers the seat's scheme asks for."""
+        return shared.fixed is not None or _integers(self.spec(seat)) == _integers(shared.spec)
 
     def written(self, groups: Mapping[NodeId, Params], sets: _Sets) -> _Sharing:
         given: dict[NodeId, Params] = {}
@@ -554,7 +571,7 @@ class _Desk:
         for name, seat in self.maker.items():
             shared = groups[sets.top(name)]
             given[name] = shared
-            if not seat.unit.kind.shares and _integers(self.spec(seat)) != _integers(shared.spec):
+            if not seat.unit.kind.shares and not self.has_integers(seat, shared):
                 given[name] = self.request(name)
         for seat in self.seats:
             for edge in seat.edges:

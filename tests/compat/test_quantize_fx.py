@@ -353,6 +353,32 @@ def test_other_kinds_of_qconfig_stay_as_close_to_float_as_torch(name: str) -> No
     assert torch.equal(reference, decomposed)
 
 
+class Gated(nn.Module):
+    """Known ranges, read by a product, moved, and multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both gates of a product, one of them reshaped before."""
+        one = torch.sigmoid(self.gate(x)).reshape(-1, 16)
+        return torch.sigmoid(self.down(torch.mul(torch.tanh(self.up(x)), one)))
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm", "qnnpack"])
+def test_known_ranges_have_the_steps_of_torch(engine: str) -> None:
+    torch.backends.quantized.engine = engine
+    torch.manual_seed(2)
+    case = Case(Gated().eval(), torch.randn(64, 16))
+    mapping = minmax(reduced=True)
+    default = get_default_qconfig_mapping("x86").object_type_qconfigs
+    for kind in (torch.sigmoid, torch.tanh):
+        mapping.set_object_type(kind, default[kind])
+    for batch in (case.batch, 3.0 * torch.randn_like(case.batch)):
+        assert torch.equal(by_fqx(case, mapping)(batch), by_torch(case, mapping)(batch))
+
+
 class Mixed(nn.Module):
     """Functions, methods and a module called twice."""
 

@@ -245,3 +245,18 @@ def test_a_lone_scheme_leaves_parts_of_a_float_tuple_float(target: Target) -> No
     assert plan[NodeId(":getitem")].verdict is Verdict.INT8
     observed = observe(lone, target).run(graph).unwrap().graph
     assert "rnn:observe" not in observed
+
+
+@pytest.mark.parametrize("is_multiplied", [True, False])
+def test_a_known_range_has_all_integers_where_no_product_reads_it(is_multiplied: bool) -> None:
+    draft = Draft()
+    x = draft.input("x", "batch", 8)
+    gate = draft.call("sigmoid", "gate", x=linear(draft, "a", x))
+    read = gate if is_multiplied else draft.call("mul", "kept", x=gate, y=linear(draft, "b", x))
+    graph = draft.graph(linear(draft, "c", read))
+    narrow = native("x86").unwrap()
+    assert narrow.activation.qmax == 127
+    source = make_plan(graph, int8_static(), narrow).unwrap()[NodeId("gate")].output
+    assert isinstance(source, Fixed)
+    steps = 128 if is_multiplied else 256
+    assert (source.scale, source.spec.qmax) == (1 / steps, steps - 1)
