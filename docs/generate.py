@@ -278,6 +278,10 @@ _SUPPORT_REST = (
     "of three everywhere |",
     "| dynamic linears of modules use 7 bits always | 8 bits where sums are exact | one "
     "bit more of accuracy for nothing |",
+    "| one scale for all steps of a quantizable LSTM, whose states must be given | a scale for "
+    "each step of `decompose_recurrent`, states as in the model | steps differ in range |",
+    "| quantizable attention keeps its two products float | integers where a recipe asks, "
+    "behind `decompose_attention` | there are kernels |",
     "| quantized bags always sum and forget `padding_idx` | every mode, and padding | "
     "they are wrong otherwise |",
     "| reference float16 weights are not rounded | rounded | reference and kernel agree |",

@@ -29,13 +29,15 @@ from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
-from fqx.passes.pipeline import Pipeline
+from fqx.passes.pipeline import Pass, Pipeline
 from fqx.passes.smooth import smooth
 from fqx.policy.plan import Plan
 from fqx.policy.recipe import Recipe, Rule, int8_static
 from fqx.policy.target import Target
 
 Objective = Literal["balanced", "accuracy", "speed"]
+
+_NO_REWRITES = Pipeline()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def quantize(
     kwargs: Mapping[str, object] | None = None,
     dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
     objective: Objective = "balanced",
+    rewrites: Pass | Pipeline = _NO_REWRITES,
     inputs: Callable[[object], object] | None = None,
     progress: bool = True,
 ) -> Result[Quantized, Halt]:
@@ -123,7 +126,9 @@ def quantize(
     weight-only recipes measure nothing and need none. Without a
     `target` it is onednn on x86 and native/qnnpack on ARM, narrowed by `probe` to what this machine
     computes exactly. `dynamic_shapes` names free dimensions beside the batch, per input. The
-    `objective` `accuracy` leaves more in float where the statistics warn, `speed` less.
+    `objective` `accuracy` leaves more in float where the statistics warn, `speed` less. `rewrites`
+    are passes to run between `fuse` and `observe`, such as `decompose_recurrent()`,
+    `decompose_attention()` and `equalize()`.
 
     Faults: those of capture, of every pass, UNSUPPORTED_TARGET, INTERRUPTED (with what was
     calibrated so far in the trail's halt).
@@ -141,7 +146,13 @@ def quantize(
                 dynamic=dynamic_shapes,
             ).bind(
                 lambda trail: pipeline(
-                    here, calibration, recipe, objective=objective, inputs=inputs, progress=progress
+                    here,
+                    calibration,
+                    recipe,
+                    objective=objective,
+                    rewrites=rewrites,
+                    inputs=inputs,
+                    progress=progress,
                 ).run(trail)
             )
         )
@@ -155,6 +166,7 @@ def pipeline(
     recipe: Recipe | None = None,
     *,
     objective: Objective = "balanced",
+    rewrites: Pass | Pipeline = _NO_REWRITES,
     inputs: Callable[[object], object] | None = None,
     progress: bool = True,
 ) -> Pipeline:
@@ -163,6 +175,7 @@ def pipeline(
     return (
         clean()
         | fuse()
+        | rewrites
         | observe(chosen, target)
         | calibrate(calibration, inputs=inputs, progress=progress)
         | smooth()

@@ -198,7 +198,7 @@ def test_a_layer_no_kernel_takes_says_why() -> None:
     assert "decompose_recurrent() writes the layer out" in found.text
     plain = Layer(nn.RNN(5, 6, batch_first=True)).eval()
     found = annotation(made(plain, (x,), fqx.int8_dynamic(), "native"), "rnn_tanh")
-    assert "no kernel for rnn_tanh: decompose_recurrent() writes it out" in found.text
+    assert "no kernel for rnn_tanh; decompose_recurrent makes operators of it" in found.text
     wide = Layer(nn.GRU(5, 6, batch_first=True)).double().eval()
     found = annotation(made(wide, (x.double(),), fqx.int8_dynamic(), "onednn"), "gru")
     assert found.text == "the kernel computes in float32 and the model does not"

@@ -23,6 +23,7 @@ from fqx.passes.pipeline import Pass
 from fqx.passes.smooth import equalize_inputs, smooth
 from fqx.policy.costs import costs_from_arg
 from fqx.policy.recipe import recipe_from_arg
+from fqx.policy.selectors import Selector, selector_from_arg
 
 Options = FrozenMap[Arg]
 
@@ -54,6 +55,16 @@ def _plain(make: Callable[[], Pass]) -> Callable[[Options], Result[Pass, Fault]]
 
 def _fuse(options: Options) -> Result[Pass, Fault]:
     return Success(fuse("float32" if options.get("formula") == "float32" else "float64"))
+
+
+def _selecting(
+    make: Callable[[Selector | None], Pass],
+) -> Callable[[Options], Result[Pass, Fault]]:
+    def made(options: Options) -> Result[Pass, Fault]:
+        held = options.get("select")
+        return Success(make(None)) if held is None else selector_from_arg(held).map(make)
+
+    return made
 
 
 def _observe(options: Options) -> Result[Pass, Fault]:
@@ -89,8 +100,8 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
     {
         "clean": _plain(clean),
         "fuse": _fuse,
-        "decompose_recurrent": _plain(decompose_recurrent),
-        "decompose_attention": _plain(decompose_attention),
+        "decompose_recurrent": _selecting(decompose_recurrent),
+        "decompose_attention": _selecting(decompose_attention),
         "fold": _plain(fold),
         "equalize": _plain(equalize),
         "smooth": _plain(smooth),

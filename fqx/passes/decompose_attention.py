@@ -141,7 +141,23 @@ def _zero_where_closed(sheet: Sheet, scores: Arg, weights: Arg, last: int) -> No
     return sheet.put("where", "weights", condition=closed, x=0.0, y=weights)
 
 
+def _added_product(found: Match) -> Made:
+    """A batch of products and what is added to it."""
+    root = found.root
+    added, x, y = (operand(root, name) for name in ("input", "x", "y"))
+    kinds = [found.type_of(arg) for arg in (added, x, y)]
+    if len({kind.dtype if isinstance(kind, TensorType) else None for kind in kinds}) != 1:
+        return Miss("its operands are not of one type", root.id)
+    if attr(root, "beta") != 1 or attr(root, "alpha") != 1:
+        return Miss("it scales its operands", root.id)
+    sheet = Sheet(found)
+    products = sheet.put("bmm", "scores", x=x, y=y)
+    return Change(sheet.put("add", "masked", x=products, y=added), tuple(sheet.nodes))
+
+
 ATTENTIONS: Rules = rules(
+    # baddbmm(mask, q, kᵀ): the scores of nn.MultiheadAttention where its weights are wanted
+    Rule(RuleName("decompose.added_product"), op("baddbmm")(...), _added_product),
     Rule(RuleName("decompose.attention"), op("scaled_dot_product_attention")(...), _attention),
 )
-"""The rule that writes attention out."""
+"""The rules that write attention out."""

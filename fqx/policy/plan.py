@@ -9,13 +9,12 @@ from types import MappingProxyType
 from fqx.ir.arg import DType, Json, encode_arg
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
-from fqx.ir.names import NodeId
+from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 from fqx.ir.signature import TensorType, Type
 from fqx.kit.frozen import FrozenMap, Table
 from fqx.kit.result import Result
 from fqx.ops.catalogue import OPS, Trait, is_foreign
-from fqx.ops.recurrence import is_recurrent
 from fqx.ops.types import types
 from fqx.policy.arrange import (
     CUSTOM,
@@ -49,6 +48,17 @@ __all__ = ["Plan", "Planned", "decode_annotations", "make_plan", "plan_scene", "
 
 DIVISION = "smooth"
 """The rule under which `smooth` leaves its divisions float."""
+
+_RECURRENT = tuple(
+    f"{name}{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("", "_cell")
+)
+WRITERS: Mapping[OpName, str] = MappingProxyType(
+    {
+        **dict.fromkeys(map(OpName, _RECURRENT), "decompose_recurrent"),
+        OpName("scaled_dot_product_attention"): "decompose_attention",
+    }
+)
+"""Passes that write an operator without a kernel out as operators of which some have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +295,8 @@ def _why_no_seat(scene: Scene, made: Arrangement, node: Node) -> Veto:
     if not kinds:
         only = mode is Mode.STATIC and not scene.target.kinds(node.op)
         what = "" if only else f"{mode.value} "
-        hint = ": decompose_recurrent() writes it out in linears" if is_recurrent(node.op) else ""
+        writer = WRITERS.get(node.op)
+        hint = f"; {writer} makes operators of it that have some" if writer else ""
         text = f"{scene.target.label} has no {what}kernel for {node.op}{hint}"
         return Veto(Reason.NO_KERNEL, text)
     if choice is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fqx
 from fqx.ir.arg import Arg, DType
+from fqx.ir.fault import FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId
 from fqx.judge.evaluate import evaluate
@@ -21,6 +22,7 @@ from fqx.passes.decompose import decompose_attention, decompose_recurrent
 from fqx.passes.decompose_attention import ATTENTIONS
 from fqx.passes.fuse import fuse
 from fqx.passes.pipeline import Pass
+from fqx.policy.selectors import everything
 from fqx.testing.draft import Draft
 from fqx.testing.laws import IDEMPOTENT, PASS_LAWS, ROUNDS_WELL, tensors_in, violations
 
@@ -129,6 +131,10 @@ def test_a_free_length_leaves_the_layer_whole_with_no_edit() -> None:
     trail = decompose_recurrent().run(graph).unwrap()
     assert trail.graph is graph
     assert not trail.steps[-1].diff.edits
+    fault = decompose_recurrent(everything()).run(graph).failure().fault
+    assert fault.kind is FaultKind.BAD_ARGUMENT
+    assert fault.at == "g"
+    assert "the length of its sequences is not known beforehand" in fault.reason
 
 
 def test_only_what_is_read_is_written_out() -> None:
@@ -261,8 +267,22 @@ def test_a_causal_mask_is_as_long_as_the_queries_are() -> None:
 def test_an_attention_that_drops_weights_stays_whole() -> None:
     graph = attention(4, dropout_p=0.1)
     assert decompose_attention().run(graph).unwrap().graph is graph
-    (rule,) = ATTENTIONS
+    rule = next(rule for rule in ATTENTIONS if rule.name == "decompose.attention")
     assert "drops weights" in str(explain(rule, graph, types(graph)))
+
+
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_a_product_with_something_added_is_two_ops_unless_it_scales(alpha: int) -> None:
+    torch.manual_seed(0)
+    draft = Draft()
+    mask, x, y = draft.input("m", 2, 3, 5), draft.input("x", 2, 3, 4), draft.input("y", 2, 4, 5)
+    graph = draft.graph(draft.call("baddbmm", "b", input=mask, x=x, y=y, alpha=alpha))
+    inputs = (torch.randn(2, 3, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+    after = written_out(decompose_attention(), graph, *inputs)
+    assert {node.op for node in after} - {"input"} == (
+        {"bmm", "add"} if alpha == 1 else {"baddbmm"}
+    )
+    assert not violations(decompose_attention(), graph, (ROUNDS_WELL,), inputs)
 
 
 def shared(heads: tuple[int, int, int]) -> Graph:
