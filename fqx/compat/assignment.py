@@ -29,20 +29,25 @@ from fqx.ir.node import Node
 from fqx.kit.result import Result, Success, attempt, gather
 from fqx.ops.catalogue import OPS
 from fqx.policy.recipe import Recipe, Rule, Scheme
-from fqx.policy.selectors import Selector, everything, node
+from fqx.policy.selectors import Selector, everything, predicate
 from fqx.policy.target import UINT8
 from fqx.policy.units import Mode
 
 
 def recipe_of(
-    mapping: Any, model: nn.Module, graph: Graph, kept: Sequence[str] = ()
+    mapping: Any,
+    model: nn.Module,
+    graph: Graph,
+    kept: Sequence[str] = (),
+    replaced: Sequence[str] = (),
 ) -> Result[Recipe, Fault]:
     """One rule for the global QConfig, and one for every QConfig that some nodes have instead.
 
-    `graph` is the model captured and fused; `kept` are paths of modules that are kept whole. Faults
-    as of `resolve_qconfigs` and `scheme_of_qconfig`.
+    `graph` is the model captured and fused; `kept` are paths of modules that are kept whole, and
+    `replaced` those of modules that torch.ao replaces whatever patterns say. Faults as of
+    `resolve_qconfigs` and `scheme_of_qconfig`.
     """
-    return asked_of(mapping, model, graph, kept).bind(
+    return asked_of(mapping, model, graph, kept, replaced).bind(
         lambda chosen: _recipe(mapping.global_qconfig, chosen)
     )
 
@@ -58,7 +63,11 @@ class Asked:
 
 
 def asked_of(
-    mapping: Any, model: nn.Module, graph: Graph, kept: Sequence[str] = ()
+    mapping: Any,
+    model: nn.Module,
+    graph: Graph,
+    kept: Sequence[str] = (),
+    replaced: Sequence[str] = (),
 ) -> Result[Mapping[NodeId, Asked], Fault]:
     """The QConfig, or None, of every node but the inputs, and how torch.ao takes the node.
 
@@ -69,8 +78,15 @@ def asked_of(
     traced: _Trace | None = attempt(lambda: _trace(model, kept), str).value_or(None)
     if traced is None:
         return Success(alone)
+    inside = {item.id for item in nodes if any(path in replaced for path, _ in item.origin.scope)}
     return resolve_qconfigs(traced.module, traced.scopes, mapping).map(
-        lambda found: {**alone, **dict(_paired(traced, found, nodes))}
+        lambda found: {
+            **alone,
+            **{
+                name: replace(asked, standing="taken") if name in inside else asked
+                for name, asked in _paired(traced, found, nodes)
+            },
+        }
     )
 
 
@@ -221,7 +237,7 @@ def _recipe(whole: Any, chosen: Mapping[NodeId, Asked]) -> Result[Recipe, Fault]
         lambda scheme: gather(
             scheme_of_qconfig(known[key].qconfig).map(
                 lambda other, key=key, names=names: Rule(  # type: ignore[misc]
-                    _any(names), _as_taken(known[key], other, scheme)
+                    any_of(names), _as_taken(known[key], other, scheme)
                 )
             )
             for key, names in apart.items()
@@ -264,11 +280,11 @@ def _reuses_input(qconfig: Any) -> bool:
     return qconfig is not None and reading.value_or(False)
 
 
-def _any(names: list[NodeId]) -> Selector:
-    first, *rest = (node(name) for name in names)
-    for other in rest:
-        first = first | other
-    return first
+def any_of(names: Sequence[NodeId]) -> Selector:
+    """These nodes, however many."""
+    held = frozenset(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return predicate(lambda item: item.id in held, ", ".join(names[:3]) + more)
 
 
 def _name(kind: Any) -> str:

@@ -79,6 +79,16 @@ def table_of(mapping: Any) -> Result[Table, Fault]:
     return _table(lines)
 
 
+def mapping_of(table: Table) -> Any:
+    """A QConfigMapping that says what the table says."""
+    from torch.ao.quantization import QConfigMapping
+
+    made = QConfigMapping().set_global(table.everything.qconfig)
+    for entry in table.entries:
+        getattr(made, _ATTRIBUTES[entry.field])[entry.key] = entry.qconfig
+    return made
+
+
 def resolve_qconfigs(
     traced: torch.fx.GraphModule, scopes: Scopes, mapping: Any
 ) -> Result[Resolved, Fault]:

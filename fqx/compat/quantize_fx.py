@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import fx, nn
 
-from fqx.compat.assignment import Order, orders_of, qconfig_of, recipe_of, unmatched
+from fqx.compat.assignment import Order, orders_of, qconfig_of, unmatched
 from fqx.compat.custom import (
     PrepareConfig,
     backend_config,
@@ -31,6 +31,8 @@ from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
+from fqx.compat.parts import Parts, parts_of, qconfig_at, schemes_of_parts
+from fqx.compat.replaced import observed_form, replacements
 from fqx.compat.widen import widen
 from fqx.edge.capture import capture
 from fqx.edge.capture_inputs import read_example
@@ -87,12 +89,13 @@ class BadConfig(Halt, AssertionError):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What convert has to know of prepare: the target, the mapping, what order entries of a
-    mapping say to take each node, and the attributes to keep."""
+    mapping say to take each node, the attributes to keep, and paths of replaced modules."""
 
     target: Target
     mapping: Any
     orders: Mapping[NodeId, Order]
     preserved: Mapping[str, object]
+    customs: tuple[str, ...] = ()
 
 
 def fuse_fx(model: nn.Module, fuse_custom_config: Any = None, backend_config: Any = None) -> Any:
@@ -127,19 +130,29 @@ def prepare_fx(
     _refuse_equalization(_equalization_config)
     _backend(backend_config)
     custom = _readable(_read(prepare_config(prepare_custom_config)))
-    leaves = _kept_whole(custom, model)
+    parts = _read(parts_of(custom, model))
+    leaves = parts.leaves
     target = _value(_target().alt(Halt))
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
-    fused = _value(_captured(model, example, leaves).bind((clean() | fuse("float32")).run))
+    fused = _value(_captured(model, example, leaves).bind(_ready(parts).run))
     recipe = _value(
-        recipe_of(mapping, model, fused.graph, leaves).alt(lambda fault: Halt(fault, fused))
+        schemes_of_parts(parts, mapping, model, fused.graph).alt(lambda fault: Halt(fault, fused))
     )
-    _tell(unmatched(mapping, model, leaves))
+    _tell(unmatched(mapping, model, parts.kept))
     trail = _value(observe(recipe, target).run(fused))
     kept = _preserved(custom.preserved, model)
-    orders = orders_of(model, fused.graph, leaves)
-    made = _value(observed(trail.graph, Settings(target, mapping, orders, kept)))
+    orders = orders_of(model, fused.graph, parts.kept)
+    customs = tuple(parts.customs)
+    made = _value(observed(trail.graph, Settings(target, mapping, orders, kept, customs)))
+    for at, swap in parts.customs.items():
+        qconfig = qconfig_at(parts, mapping, model, fused.graph, at)
+        if qconfig is not None:
+            made.set_submodule(at, observed_form(swap, made.get_submodule(at), qconfig))
     return _with_attributes(made, kept)
+
+
+def _ready(parts: Parts) -> Pipeline:
+    return clean() | fuse("float32") | parts.rewrites()
 
 
 def prepare_qat_fx(  # torch's parameters, of which none is read
@@ -255,14 +268,6 @@ def _fixed(model: nn.Module, example: Any) -> dict[str, dict[int, str | None]]:
     return fixed.value_or({})
 
 
-def _kept_whole(config: PrepareConfig, model: nn.Module) -> tuple[str, ...]:
-    """Paths of the modules that the config calls non-traceable, by name and by class."""
-    found = [
-        path for path, module in model.named_modules() if path and config.is_leaf(path, module)
-    ]
-    return tuple(dict.fromkeys((*config.leaf_names, *found)))
-
-
 # Targets.
 
 
@@ -360,8 +365,6 @@ def _backend(config: Any) -> None:
 def _readable(config: PrepareConfig) -> PrepareConfig:
     """The config, if it asks for nothing but what is read here."""
     unread = {
-        "standalone_module_names or standalone_module_classes": config.standalone,
-        "float_to_observed_mapping": config.observed,
         "input_quantized_indexes": config.quantized_inputs,
         "output_quantized_indexes": config.quantized_outputs,
     }
@@ -459,7 +462,17 @@ def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -
 
 
 def _finished(module: Observed, config: Any, graph: Graph) -> fx.GraphModule:
-    made = _value(materialize(graph, kept_whole(module)))
+    whole = kept_whole(module)
+    replaced = {at: whole[at] for at in _settings(module).customs}
+    swaps = _read(convert_config(config)).quantized
+    custom, left = replacements(graph, replaced, swaps)
+    if left:
+        warnings.warn(
+            f"the convert config has no quantized class for {', '.join(left)}: the observed module "
+            "runs in its place, on floats",
+            stacklevel=3,
+        )
+    made = _value(materialize(graph, whole, custom))
     return _with_attributes(made, _kept(module, config))
 
 

@@ -694,7 +694,7 @@ def test_wrong_configs_are_named() -> None:
     ("given", "reason"),
     [
         ({"input_quantized_idxs": [0]}, "input_quantized_indexes"),
-        ({"float_to_observed_custom_module_class": {"static": {nn.ReLU: nn.ELU}}}, "observed"),
+        ({"float_to_observed_custom_module_class": {"static": {nn.ReLU: nn.ELU}}}, "from_float"),
         ({"non_traceable_module_nam": ["0"]}, "no part 'non_traceable_module_nam'"),
     ],
 )
