@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from fqx.compat.differences import DIFFERENCES, Difference
 from fqx.ir.fault import FaultKind
 from fqx.ops.catalogue import OPS
 from fqx.ops.schema import Op
@@ -68,7 +69,23 @@ def support() -> str:
     head += " | why not everywhere |"
     rule = "|---|---|" + "---|" * (len(targets) + 1)
     rows = [_support_row(what, names, targets) for what, names in _FX_OPS]
-    return "\n".join((*_SUPPORT_HEAD, head, rule, *rows, "", *_SUPPORT_REST, ""))
+    differ = (line for sort in _SORTS for line in _differing(*sort))
+    return "\n".join((*_SUPPORT_HEAD, head, rule, *rows, "", *differ, *_SUPPORT_REST, ""))
+
+
+def _differing(sort: str, said: str) -> tuple[str, ...]:
+    """The differences of one sort, each row of torch.ao's flow with the reason."""
+    found = [item for item in DIFFERENCES if item.sort == sort]
+    rows = (f"| {_names(item)} | {_where(item)} | {item.why} |" for item in found)
+    return (said, "", "| rows | kinds, engines | why |", "|---|---|---|", *rows, "")
+
+
+def _names(item: Difference) -> str:
+    return ", ".join(f"`{name.replace('[*]', '*')}`" for name in item.rows)
+
+
+def _where(item: Difference) -> str:
+    return ", ".join((*item.kinds, *item.engines)) or "all"
 
 
 def _support_row(what: str, names: tuple[str, ...], targets: tuple[Target, ...]) -> str:
@@ -258,6 +275,21 @@ _SUPPORT_HEAD = (
     "*float*: stays float with a verdict that says so. What a row lacks has its reason at the end.",
     "",
 )
+
+_SORTS = (
+    (
+        "closer",
+        "## Other bits than torch.ao\n\n"
+        "The drop-in gives torch.ao's bits on the same engine in every row of its flow, with\n"
+        "ranges as they were seen, and runs no fewer operators on integers. A test\n"
+        "(`tests/compat/test_differential.py`) holds each row to that, and these to what is\n"
+        "said of them here. `?` is any one character, `*` any number of them.\n\n"
+        "Where fqx is closer to the float model:",
+    ),
+    ("wrong", "Where torch's kernel computes something else:"),
+    ("fails", "Where torch.ao fails and fqx works:"),
+)
+"""The sorts of differences, and what is said of each."""
 
 _SUPPORT_REST = (
     "## Different on purpose",

@@ -521,23 +521,69 @@ def _rows(weight: Tensor, scale: Tensor, zero: Any, index: Tensor, width: int | 
     return codes.sub_(offsets).mul_(scale.detach()[index].unsqueeze(-1))
 
 
+def _packed_table(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Any, ...]:
+    """The table as torch's kernels read it: each row of codes with its scale and offset behind."""
+    codes = weight.detach().contiguous()
+    hush()
+    made = torch._make_per_channel_quantized_tensor(
+        codes, scale.detach().float(), zero.detach().float(), 0
+    )
+    return (_QUANTIZED.embedding_bag_prepack(made),)
+
+
+class _Table:
+    """A table of rows, packed when first read if its values fill bytes.
+
+    `width` is how many values a row has that holds two to a byte; None for one to a byte.
+    """
+
+    __slots__ = ("packs", "width")
+
+    def __init__(self, width: int | None) -> None:
+        self.packs, self.width = Packs(_packed_table), width
+
+    def packed(self, weight: Tensor, scale: Tensor, zero: Any) -> Any:
+        """torch's packed table; None for what its kernels do not take."""
+        plain = weight.dtype == torch.uint8 and isinstance(zero, Tensor) and weight.dim() == 2
+        if self.width is not None or not plain:
+            return None
+        state = self.packs.state
+        if stale(state, weight, scale) or state[3] is not zero:
+            state = self.packs.renew(weight, scale, zero)
+        return state[4]
+
+    def rows(self, weight: Tensor, scale: Tensor, zero: Any, index: Tensor) -> Tensor:
+        """The values of some rows."""
+        packed = self.packed(weight, scale, zero)
+        if packed is None:
+            return _rows(weight, scale, zero, index, self.width)
+        found: Tensor = _QUANTIZED.embedding_byte(packed, index.reshape(-1))
+        return found.reshape(*index.shape, weight.shape[1])
+
+
 def _embedding_weight_only(attrs: Attrs) -> Run:
-    width = attrs["width"]
-    return lambda x, weight, scale, zero: _rows(weight, scale, zero, x, width)
+    table = _Table(attrs["width"])
+    return lambda x, weight, scale, zero: table.rows(weight, scale, zero, x)
 
 
 def _embedding_bag_weight_only(attrs: Attrs) -> Run:
-    """Reads the rows that are asked for and lets torch sum them, so all modes and paddings hold."""
+    """torch's bag sums in every mode and knows no padding: for those its rows are summed apart."""
     mode, last, padding = (attrs[n] for n in ("mode", "include_last_offset", "padding_idx"))
-    width = attrs["width"]
+    padded = padding is not None and padding >= 0
+    table, sums = _Table(attrs["width"]), mode == "sum" and not padded
 
     def run(
         x: Tensor, weight: Tensor, offsets: Any, factors: Any, scale: Tensor, zero: Any
     ) -> Tensor:
+        packed = table.packed(weight, scale, zero) if sums else None
+        if packed is not None:
+            starts = None if x.dim() == 2 else offsets
+            ends = (False, factors, None, last)
+            made: Tensor = _QUANTIZED.embedding_bag_byte(packed, x, starts, False, 0, *ends)
+            return made
         flat = x.reshape(-1)
-        rows = _rows(weight, scale, zero, flat, width)
+        rows = table.rows(weight, scale, zero, flat)
         index = torch.arange(flat.numel(), dtype=torch.int64)
-        padded = padding is not None and padding >= 0
         if padded:
             # torch leaves out one row by its number: all padding reads a row of its own
             rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
