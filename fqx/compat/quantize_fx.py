@@ -31,6 +31,7 @@ from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
 from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
+from fqx.compat.parameters import read_parameters
 from fqx.compat.parts import Parts, parts_of, qconfig_at, schemes_of_parts
 from fqx.compat.replaced import observed_form, replacements
 from fqx.compat.widen import widen
@@ -134,7 +135,7 @@ def prepare_fx(
     leaves = parts.leaves
     target = _value(_target().alt(Halt))
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
-    fused = _value(_captured(model, example, leaves).bind(_ready(parts).run))
+    fused = _value(_captured(model, example, leaves).bind(_opened(parts).run))
     recipe = _value(
         schemes_of_parts(parts, mapping, model, fused.graph).alt(lambda fault: Halt(fault, fused))
     )
@@ -149,10 +150,6 @@ def prepare_fx(
         if qconfig is not None:
             made.set_submodule(at, observed_form(swap, made.get_submodule(at), qconfig))
     return _with_attributes(made, kept)
-
-
-def _ready(parts: Parts) -> Pipeline:
-    return clean() | fuse("float32") | parts.rewrites()
 
 
 def prepare_qat_fx(  # torch's parameters, of which none is read
@@ -239,6 +236,11 @@ def convert_to_reference_decomposed_fx(
 
 
 # Capture.
+
+
+def _opened(parts: Parts) -> Pipeline:
+    """From a captured model to what is observed, as torch.ao fuses and reads it."""
+    return clean() | fuse("float32") | read_parameters() | parts.rewrites()
 
 
 def _captured(model: nn.Module, example: Any, leaves: tuple[str, ...]) -> Result[Trail, Halt]:

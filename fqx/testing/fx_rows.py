@@ -255,6 +255,10 @@ def _binaries() -> Iterator[Row]:
     yield Row("torch.bmm", _two(lambda _, x, y: torch.bmm(x, y)), _tensors((4, 5, 5), (4, 5, 5)))
     yield Row("torch.cat", _two(lambda _, x, y: torch.cat([x, y], 1)), PAIR)
     yield Row("torch.stack", _two(lambda _, x, y: torch.stack([x, y], 1)), PAIR)
+    held = {"l": _line}
+    yield Row("x + parameter", _one(lambda m, x: x + m.l.bias, **held), FLAT)
+    kept = _one(lambda m, x: m.b(torch.cat([m.a(x), m.l.weight])), a=_line, b=_line, **held)
+    yield Row("torch.cat of a parameter", kept, FLAT)
     yield Row("x - y", _two(lambda _, x, y: x - y), PAIR)
 
 
