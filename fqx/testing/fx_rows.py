@@ -402,6 +402,13 @@ def _moves() -> Iterator[Row]:
         made: Tensor = m.b(torch.chunk(m.a(x), 2, -1)[0])
         return made
 
+    pooled = _one(
+        lambda m, x: m.b(m.p(m.c(x)).flatten(1)),
+        c=lambda: nn.Conv2d(4, 8, 1),
+        p=lambda: nn.AdaptiveAvgPool2d(1),
+        b=_line,
+    )
+    yield Row("Conv2d, pool, .flatten(), Linear", pooled, IMAGE)
     yield Row("Linear, shapes, Linear", _one(heads, a=_line, b=_line), FLAT, LAYERS)
     yield Row("Linear, torch.chunk, Linear", _one(half, a=_line, b=lambda: nn.Linear(4, 8)), FLAT)
 
