@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import fqx
 from fqx.audit.blame import blame
 from fqx.audit.coverage import coverage
@@ -89,3 +91,10 @@ def test_trails_from_files_are_explained_alike(tmp_path: Path) -> None:
     assert coverage(found) == coverage(quantized_trail())
     assert len(repr(coverage(found)).splitlines()) <= 10
     assert "<table>" in coverage(found)._repr_html_()
+
+
+def test_work_is_counted_where_lowering_leaves_every_node() -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    done = fqx.quantize(torch.nn.Linear(8, 3), (x,), [x], progress=False).unwrap()
+    assert [(row.op, row.macs) for row in done.coverage().rows if row.macs] == [("linear", 24)]
+    assert done.coverage().int8_share == 1.0
