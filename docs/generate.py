@@ -5,6 +5,7 @@ python docs/generate.py
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from fqx.targets.reference import reference
 
 DOCS = Path(__file__).resolve().parent
 SOURCES = DOCS.parent / "fqx"
+TESTS = DOCS.parent / "tests" / "compat"
 NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
 
 
@@ -59,7 +61,23 @@ def matrix() -> str:
 
 def pages() -> Mapping[str, str]:
     """File name to text of every generated page."""
-    return MappingProxyType({"faults.md": faults(), "matrix.md": matrix(), "support.md": support()})
+    made = {"defects.md": defects, "faults.md": faults, "matrix.md": matrix, "support.md": support}
+    return MappingProxyType({name: page() for name, page in made.items()})
+
+
+def defects() -> str:
+    """The page of torch.ao's defects, from the docstrings of the tests that show them."""
+    lines = list(_DEFECTS_HEAD)
+    for title, name in _DEFECTS:
+        tree = ast.parse((TESTS / f"{name}.py").read_text())
+        lines += ["", f"## {title}", "", f"Shown by `tests/compat/{name}.py`.", ""]
+        lines += ["| torch.ao | fqx | test |", "|---|---|---|"]
+        for item in tree.body:
+            text = ast.get_docstring(item) if isinstance(item, ast.FunctionDef) else None
+            if isinstance(item, ast.FunctionDef) and text and item.name.startswith("test_"):
+                theirs, ours = (" ".join(part.split()) for part in text.split("\n\n"))
+                lines.append(f"| {theirs} | {ours} | `{item.name.removeprefix('test_')}` |")
+    return "\n".join((*lines, ""))
 
 
 def support() -> str:
@@ -143,6 +161,23 @@ def _range(ints: object) -> str:
 def _camel(kind: FaultKind) -> str:
     return "".join(word.capitalize() for word in kind.name.split("_"))
 
+
+_DEFECTS = (
+    ("Wrong without a word", "test_original_defects"),
+    ("Failures on ordinary models", "test_original_failures"),
+    ("Changes to what is handed in", "test_original_mutation"),
+)
+
+_DEFECTS_HEAD = (
+    "# Defects of torch.ao's FX quantization",
+    "",
+    NOTE,
+    "",
+    "Each row is a test that runs torch.ao and fqx on the same model and shows the first wrong, or",
+    "failing, and the second right, or reporting what is wrong with the model. torch is that of",
+    "`constraints.txt`. `tests/test_purity.py` watches every public function of fqx for changes to",
+    "what it is given.",
+)
 
 _FAULTS_HEAD = (
     "# Faults",

@@ -21,6 +21,7 @@ from fqx.edge.capture_model import (
     check_mode,
     check_parameters,
     names_of,
+    quantized_part,
     structural_copy,
     weights_of,
 )
@@ -124,7 +125,24 @@ def capture(
         _admitted(request)
         .bind(_prepared)
         .bind(lambda prepared: _captured(request, prepared))
-        .alt(Halt)
+        .alt(lambda fault: Halt(_told_of_integers(fault, request.model)))
+    )
+
+
+def _told_of_integers(fault: Fault, model: object) -> Fault:
+    """The fault of a model that no tracer can follow because it is quantized already."""
+    kinds = (FaultKind.UNCAPTURABLE, FaultKind.CONTROL_FLOW, FaultKind.UNFUNCTIONAL_WRITE)
+    if fault.kind not in kinds:
+        return fault
+    done = quantized_part(model) if isinstance(model, nn.Module) else None
+    if done is None:
+        return fault
+    return Fault(
+        FaultKind.WRONG_STAGE,
+        "a part of the model is quantized or prepared already",
+        "hand in the float model it was made of",
+        module=Path(done),
+        detail=f"{fault}\n{fault.detail}",
     )
 
 

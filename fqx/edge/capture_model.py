@@ -49,6 +49,30 @@ def structural_copy(model: nn.Module, *, fresh_buffers: bool = False) -> Result[
     return attempt(lambda: copy.deepcopy(model, dict(memo)), lambda e: _uncopyable(model, memo, e))
 
 
+def quantized_part(model: nn.Module) -> str | None:
+    """The path of a module that is quantized, or prepared by torch.ao; None if there is none."""
+    return next((path for path, part in model.named_modules() if _is_quantized(part)), None)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    home = type(module).__module__
+    # nothing else in these packages holds observers or integer weights
+    if home.startswith("torch.ao.") and ("quantiz" in home or "fake_quant" in home):
+        return True
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    targets = (node.target for node in module.graph.nodes if node.op == "call_function")
+    return any(_is_integer_call(target) for target in targets)
+
+
+def _is_integer_call(target: object) -> bool:
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
+    return name.startswith(_KERNELS) or "quantize" in f"{target} {name}"
+
+
+_KERNELS = ("fqx.edge.kernels.", "fqx.edge.kernels_")
+
+
 def check_parameters(model: nn.Module) -> Result[None, Fault]:
     """Whether a graph can hold every parameter and buffer.
 

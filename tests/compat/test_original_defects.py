@@ -1,10 +1,7 @@
 """Where torch.ao's FX quantization is wrong without a word, each beside fqx on the same model.
 
 A docstring's first paragraph says what torch.ao does and its second what fqx does; docs/defects.md
-is made of them. Errors are root mean squares over those of the float result. A range of eight
-standard deviations in 127 steps gives 0.018 for each rounding, and no model here rounds more than
-six times in a row: RIGHT. Where more than a quarter of the signal is gone, no rounding did it:
-WRONG.
+is made of them. What RIGHT and WRONG stand for is derived in `fqx.testing.side_by_side`.
 """
 
 from __future__ import annotations
@@ -44,19 +41,26 @@ from torch.ao.quantization.backend_config import (
 )
 from torch.ao.quantization.fx._equalize import default_equalization_qconfig
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
-from torch.utils._pytree import tree_leaves
 
 import fqx
 import fqx.compat.quantize_fx as new
 from fqx.ir.fault import FaultKind
 from fqx.ir.trail import Halt, Trail
-from fqx.policy.recipe import Recipe
-from fqx.policy.target import Target
 from fqx.testing.chains import watching_channels
+from fqx.testing.side_by_side import (
+    REFERENCE,
+    RIGHT,
+    WRONG,
+    Calls,
+    calibrated,
+    calls,
+    finished,
+    quantized_by_fqx,
+    relative_error,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-RIGHT, WRONG = 0.045, 0.25
 EAGER: Any = eager
 Inputs = tuple[Tensor, ...]
 
@@ -99,46 +103,19 @@ def default() -> QConfigMapping:
     return get_default_qconfig_mapping("x86")
 
 
-def by(fx: Any, finish: str, model: nn.Module, inputs: Inputs, mapping: Any, **more: Any) -> Any:
-    """The model prepared, calibrated and finished by torch.ao's or the drop-in's functions."""
-    given = copy.deepcopy(model) if fx is old else model
-    observed = fx.prepare_fx(given, everywhere() if mapping is None else mapping, inputs, **more)
-    observed(*inputs)
-    return getattr(fx, finish)(observed)
-
-
 def by_torch(model: nn.Module, inputs: Inputs, mapping: Any = None, **more: Any) -> Any:
     """The integer program of torch.ao."""
-    return by(old, "convert_fx", model, inputs, mapping, **more)
+    return finished(old, "convert_fx", model, inputs, mapping or everywhere(), **more)
 
 
 def by_dropin(model: nn.Module, inputs: Inputs, mapping: Any = None, **more: Any) -> Any:
     """The integer program of the drop-in."""
-    return by(new, "convert_fx", model, inputs, mapping, **more)
+    return finished(new, "convert_fx", model, inputs, mapping or everywhere(), **more)
 
 
-def by_fqx(
-    model: nn.Module,
-    inputs: Inputs,
-    recipe: Recipe | None = None,
-    target: Target | str | None = None,
-) -> nn.Module:
-    """The integer program of fqx's own API."""
-    return (
-        fqx.quantize(model, inputs, [inputs], recipe=recipe, target=target, progress=False)
-        .bind(lambda done: done.materialize())
-        .unwrap()
-    )
-
-
-def error(made: Callable[..., Any], model: Callable[..., Any], inputs: Inputs) -> float:
-    """Root mean square of the error over that of the float result, worst over the outputs."""
-    pairs = zip(tree_leaves(made(*inputs)), tree_leaves(model(*inputs)), strict=True)
-    return max(
-        float((one.float() - two).norm() / two.norm())
-        for one, two in pairs
-        if isinstance(two, Tensor)
-    )
+def reference_by(fx: Any, model: nn.Module, inputs: Inputs, mapping: Any = None) -> Any:
+    """The reference program of torch.ao or the drop-in."""
+    return finished(fx, REFERENCE, model, inputs, mapping or everywhere())
 
 
 def compare(
@@ -151,35 +128,13 @@ def compare(
 ) -> None:
     """torch.ao's program is wrong; the drop-in's, both forms of it, and fqx's own are right."""
     model = model.eval()
-    assert error(by_torch(model, inputs, mapping), model, inputs) > wrong
+    assert relative_error(by_torch(model, inputs, mapping), model, inputs) > wrong
     if reference_too:
-        assert error(by(old, REFERENCE, model, inputs, mapping), model, inputs) > wrong
-    assert error(by_dropin(model, inputs, mapping), model, inputs) <= RIGHT
-    assert error(by(new, REFERENCE, model, inputs, mapping), model, inputs) <= RIGHT
-    assert error(by_fqx(model, inputs), model, inputs) <= RIGHT
-
-
-REFERENCE = "convert_to_reference_fx"
-
-
-def calls(made: Any, kernel: str) -> int:
-    """How many calls of a kernel a program holds."""
-    named = (f"{node.target} {getattr(node.target, '__name__', '')}" for node in made.graph.nodes)
-    return sum(kernel in name for name in named)
-
-
-class Calls(nn.Module):
-    """What a function makes of its modules and an input."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        """The function's result."""
-        return self.function(self, x)
+        assert relative_error(reference_by(old, model, inputs, mapping), model, inputs) > wrong
+    ours = calibrated(new, model, inputs, mapping or everywhere())
+    for finish in (new.convert_fx, new.convert_to_reference_fx):
+        assert relative_error(finish(ours), model, inputs) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, inputs), model, inputs) <= RIGHT
 
 
 @pytest.mark.parametrize("op", [torch.sigmoid, torch.tanh, F.hardsigmoid], ids=lambda f: f.__name__)
@@ -226,11 +181,11 @@ def test_an_equalized_layer_in_front_of_another_keeps_its_old_range() -> None:
     assert isinstance(second, Tensor)
     second.mul_(torch.logspace(2, -2, 16))
     inputs = (torch.randn(256, 16),)
-    assert error(by_torch(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(by_torch(model, inputs), model, inputs) <= RIGHT
     cut = by_torch(model, inputs, _equalization_config=equalized())
-    assert error(cut, model, inputs) > WRONG
+    assert relative_error(cut, model, inputs) > WRONG
     ours = fqx.materialize(equalized_by_fqx(model, inputs).graph).unwrap()
-    assert error(ours, model, inputs) <= RIGHT
+    assert relative_error(ours, model, inputs) <= RIGHT
 
 
 def test_a_relu_in_front_of_an_equalized_layer_loses_its_factors() -> None:
@@ -242,12 +197,12 @@ def test_a_relu_in_front_of_an_equalized_layer_loses_its_factors() -> None:
     model = Calls(lambda own, x: own.layer(own.relu(x)), layer=nn.Linear(16, 16), relu=nn.ReLU())
     model = model.eval()
     inputs = (torch.randn(256, 16) * torch.logspace(1, -1, 16),)
-    assert error(by_torch(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(by_torch(model, inputs), model, inputs) <= RIGHT
     lost = by_torch(model, inputs, _equalization_config=equalized())
-    assert error(lost, model, inputs) > WRONG
+    assert relative_error(lost, model, inputs) > WRONG
     trail = equalized_by_fqx(model, inputs)
     assert any("smooth" in node.id for node in trail.steps[-3].graph)
-    assert error(fqx.materialize(trail.graph).unwrap(), model, inputs) <= RIGHT
+    assert relative_error(fqx.materialize(trail.graph).unwrap(), model, inputs) <= RIGHT
 
 
 def test_an_addition_loses_its_alpha() -> None:
@@ -319,7 +274,7 @@ def test_a_static_layer_behind_a_dynamic_one_stays_float() -> None:
     ours = by_dropin(model, inputs, mapping)
     assert (calls(ours, "native_linear_dynamic"), calls(ours, "native_linear")) == (1, 2)
     assert ours.get_parameter("1.weight").dtype is torch.int8
-    assert error(ours, model, inputs) <= RIGHT
+    assert relative_error(ours, model, inputs) <= RIGHT
     dynamic = fqx.int8_dynamic().rules[0].scheme
     assert dynamic is not None
     recipe = fqx.int8_static() | fqx.use(fqx.path("0"), dynamic)
@@ -341,7 +296,7 @@ def test_a_layer_behind_a_standalone_module_stays_float() -> None:
     recipe = fqx.int8_static() | fqx.within("0", fqx.int8_static())
     done = fqx.quantize(model, inputs, [inputs], recipe=recipe, progress=False).unwrap()
     assert done.coverage().int8_share == 1.0
-    assert error(done.materialize().unwrap(), model, inputs) <= RIGHT
+    assert relative_error(done.materialize().unwrap(), model, inputs) <= RIGHT
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -355,10 +310,11 @@ def test_a_reference_convolution_pads_with_zeros(
     """
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, padding_mode=mode)).eval()
     inputs = (torch.randn(2, 4, 8, 8) + 2,)
-    assert error(by(old, REFERENCE, model, inputs, None), model, inputs) > WRONG
-    for finish in (REFERENCE, "convert_fx", "convert_to_reference_decomposed_fx"):
-        assert error(by(new, finish, model, inputs, None), model, inputs) <= RIGHT
-    assert error(by_fqx(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(reference_by(old, model, inputs), model, inputs) > WRONG
+    ours = calibrated(new, model, inputs, everywhere())
+    for finish in (new.convert_fx, new.convert_to_reference_fx):
+        assert relative_error(finish(ours), model, inputs) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, inputs), model, inputs) <= RIGHT
 
 
 def test_a_reference_transposed_convolution_takes_no_output_size() -> None:
@@ -376,15 +332,17 @@ def test_a_reference_transposed_convolution_takes_no_output_size() -> None:
     seen = MinMaxObserver.with_args(dtype=torch.quint8)
     mapping = everywhere(made(seen, default_weight_observer))
     with pytest.raises(AttributeError, match="no attribute 'dim'"):
-        by(old, REFERENCE, model, inputs, mapping)(*inputs)
+        reference_by(old, model, inputs, mapping)(*inputs)
     with pytest.raises(TypeError, match="output_size"):
         by_torch(model, inputs, mapping)(*inputs)
     for finish in (REFERENCE, "convert_fx"):
-        ours = by(new, finish, model, inputs, mapping)
+        ours = finished(new, finish, model, inputs, mapping)
         assert ours(*inputs).shape[2:] == (16, 16)
-        assert error(ours, model, inputs) <= RIGHT
+        assert relative_error(ours, model, inputs) <= RIGHT
     # fbgemm and reference have a kernel for it, so there it is integers that are padded
-    assert error(by_fqx(model, inputs, target="reference"), model, inputs) <= RIGHT
+    assert (
+        relative_error(quantized_by_fqx(model, inputs, target="reference"), model, inputs) <= RIGHT
+    )
 
 
 def test_a_float16_reference_keeps_the_whole_weight() -> None:
@@ -397,17 +355,19 @@ def test_a_float16_reference_keeps_the_whole_weight() -> None:
     mapping = everywhere(float16_dynamic_qconfig)
     weight = model[0].weight
     assert isinstance(weight, Tensor)
-    theirs, lowered = by(old, REFERENCE, model, inputs, mapping), by_torch(model, inputs, mapping)
+    theirs, lowered = reference_by(old, model, inputs, mapping), by_torch(model, inputs, mapping)
     assert torch.equal(theirs.get_parameter("0.weight"), weight)
     ours, ours_lowered = (
-        by(new, REFERENCE, model, inputs, mapping),
+        reference_by(new, model, inputs, mapping),
         by_dropin(model, inputs, mapping),
     )
     assert torch.equal(ours.get_parameter("0.weight"), weight.half())
     assert torch.equal(ours_lowered(*inputs), lowered(*inputs))
     # 64 products of float32, each rounded to 2^-24 of it
-    assert error(ours, ours_lowered, inputs) <= 64 * 2.0**-24
-    assert error(theirs, lowered, inputs) > 100 * error(ours, ours_lowered, inputs)
+    assert relative_error(ours, ours_lowered, inputs) <= 64 * 2.0**-24
+    assert relative_error(theirs, lowered, inputs) > 100 * relative_error(
+        ours, ours_lowered, inputs
+    )
 
 
 def overlapping(own: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -430,14 +390,14 @@ def test_overlapping_cats_are_left_with_two_scales() -> None:
         ends=nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(3)),
     ).eval()
     inputs = (torch.randn(4, 4, 8, 8),)
-    theirs = by(old, REFERENCE, model, inputs, None)
+    theirs = reference_by(old, model, inputs)
     scales = [
         {float(getattr(theirs, str(part.args[0].args[1].target))) for part in node.args[0]}
         for node in theirs.graph.nodes
         if node.target is torch.cat
     ]
     assert sorted(map(len, scales)) == [1, 1, 2]
-    ours = by(new, REFERENCE, model, inputs, None)
+    ours = reference_by(new, model, inputs)
     shared = {
         part.args[0].kwargs["scale"]
         for node in ours.graph.nodes
@@ -445,8 +405,8 @@ def test_overlapping_cats_are_left_with_two_scales() -> None:
         for part in node.args[0]
     }
     assert len(shared) == 1
-    assert error(by_dropin(model, inputs), model, inputs) <= RIGHT
-    assert error(by_fqx(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(by_dropin(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, inputs), model, inputs) <= RIGHT
 
 
 def test_a_second_reader_gets_the_first_ones_observer() -> None:
@@ -458,8 +418,8 @@ def test_a_second_reader_gets_the_first_ones_observer() -> None:
     model = Calls(lambda own, x: (own.a(x), own.b(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     model, inputs = model.eval(), (torch.randn(64, 8),)
     mapping = everywhere().set_module_name("a", plain(reduced=True))
-    theirs = by(old, REFERENCE, model, inputs, mapping)
-    ours = by(new, REFERENCE, model, inputs, mapping)
+    theirs = reference_by(old, model, inputs, mapping)
+    ours = reference_by(new, model, inputs, mapping)
     made = [
         node
         for node in theirs.graph.nodes
@@ -474,7 +434,10 @@ def test_a_second_reader_gets_the_first_ones_observer() -> None:
     low, high = inputs[0].min(), inputs[0].max()
     assert sorted(found) == pytest.approx([float(high - low) / 255, float(high - low) / 127])
     # half as fine where nothing asked for it
-    second = [error(lambda x, f=f: f(x)[1], lambda x: model(x)[1], inputs) for f in (theirs, ours)]
+    second = [
+        relative_error(lambda x, f=f: f(x)[1], lambda x: model(x)[1], inputs)
+        for f in (theirs, ours)
+    ]
     assert second[0] > 1.2 * second[1]
 
 
@@ -495,7 +458,7 @@ def test_a_backend_given_at_prepare_alone_leaves_fused_layers_float(
     ours = by_dropin(model, inputs, backend_config=backend)
     assert ours.get_parameter("0.weight").dtype is torch.int8
     assert calls(ours, "native_linear") == 1
-    assert error(ours, model, inputs) <= RIGHT
+    assert relative_error(ours, model, inputs) <= RIGHT
 
 
 def test_a_second_preparation_obeys_the_mapping_of_the_first() -> None:
@@ -542,11 +505,13 @@ def test_batch_first_attention_mixes_batch_and_steps() -> None:
     attention.qconfig = None
     theirs = quantizable.MultiheadAttention.from_float(attention)  # type: ignore[no-untyped-call]
     del attention.qconfig
-    assert error(lambda x: theirs(x, x, x)[0], lambda x: attention(x, x, x)[0], (x,)) > WRONG
+    assert (
+        relative_error(lambda x: theirs(x, x, x)[0], lambda x: attention(x, x, x)[0], (x,)) > WRONG
+    )
     model = Calls(lambda own, x: own.attention(x, x, x)[0], attention=attention).eval()
-    assert error(by_dropin(model, (x,)), model, (x,)) <= RIGHT
-    assert error(by_fqx(model, (x,)), model, (x,)) <= RIGHT
-    assert error(written_out(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(by_dropin(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(written_out(model, (x,)), model, (x,)) <= RIGHT
 
 
 def written_out(model: nn.Module, inputs: Inputs) -> nn.Module:
@@ -594,8 +559,8 @@ def test_the_bias_of_an_attentions_values_gets_the_scale_of_its_keys() -> None:
     )
     kept = theirs[0].bias_v.dequantize()
     assert float((kept - attention.bias_v).norm() / attention.bias_v.norm()) > WRONG
-    assert error(by_fqx(model, (x,)), model, (x,)) <= RIGHT
-    assert error(by_dropin(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(by_dropin(model, (x,)), model, (x,)) <= RIGHT
 
 
 def test_an_attention_as_a_custom_module_cannot_be_calibrated() -> None:
@@ -614,8 +579,8 @@ def test_an_attention_as_a_custom_module_cannot_be_calibrated() -> None:
     observed = old.prepare_fx(copy.deepcopy(model), default(), (x,), custom)
     with pytest.raises(AttributeError, match="'tuple' object has no attribute"):
         observed(x)
-    assert error(by_dropin(model, (x,), default()), model, (x,)) <= RIGHT
-    assert error(by_fqx(model, (x,)), model, (x,)) <= RIGHT
+    assert relative_error(by_dropin(model, (x,), default()), model, (x,)) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, (x,)), model, (x,)) <= RIGHT
 
 
 def test_a_wide_factor_destroys_the_resolution_in_front_of_it() -> None:
@@ -642,8 +607,8 @@ def test_an_instance_norm_gets_affine_for_its_momentum() -> None:
     ours = by_dropin(model, inputs)
     node = next(node for node in ours.graph.nodes if "instance_norm" in str(node.target))
     assert (node.kwargs["momentum"], node.kwargs["eps"]) == (0.1, 1e-5)
-    assert error(ours, model, inputs) <= RIGHT
-    assert error(by_fqx(model, inputs), model, inputs) <= RIGHT
+    assert relative_error(ours, model, inputs) <= RIGHT
+    assert relative_error(quantized_by_fqx(model, inputs), model, inputs) <= RIGHT
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
@@ -679,7 +644,7 @@ def test_a_quantized_bag_loses_its_padding_row_and_its_norm() -> None:
         new.prepare_fx(bounded, mapping, (rows,))
     assert halt.value.fault.kind is FaultKind.UNFUNCTIONAL_WRITE
     assert halt.value.fault.module == "0"
-    assert error(wrong, copy.deepcopy(bounded), (rows,)) > WRONG
+    assert relative_error(wrong, copy.deepcopy(bounded), (rows,)) > WRONG
 
 
 def test_a_dynamic_lstm_stops_dropping_out() -> None:
@@ -735,8 +700,11 @@ def test_a_relu_behind_a_transposed_convolution_is_lost(
     observed(*inputs)
     with pytest.raises(RuntimeError, match="of Node 'relu' was used before it has been"):
         old.convert_fx(observed, backend_config=backend)
-    assert error(by_dropin(model, inputs, mapping), model, inputs) <= RIGHT
-    assert error(by_fqx(model, inputs, target="native/qnnpack"), model, inputs) <= RIGHT
+    assert relative_error(by_dropin(model, inputs, mapping), model, inputs) <= RIGHT
+    assert (
+        relative_error(quantized_by_fqx(model, inputs, target="native/qnnpack"), model, inputs)
+        <= RIGHT
+    )
 
 
 @pytest.mark.parametrize("engine", ["x86", "onednn", "qnnpack"])
@@ -758,11 +726,11 @@ def test_a_dynamic_linear_reads_seven_bits_as_a_module_alone(
     one, two = (by_torch(model, inputs, mapping) for model in (module, function))
     assert torch.equal(one(*inputs), two(*inputs)) is (engine != "onednn")
     if engine == "onednn":
-        assert error(one, module, inputs) > 1.5 * error(two, function, inputs)
+        assert relative_error(one, module, inputs) > 1.5 * relative_error(two, function, inputs)
     ours, called = (by_dropin(model, inputs, mapping) for model in (module, function))
     assert torch.equal(ours(*inputs), called(*inputs))
-    assert error(ours, module, inputs) <= RIGHT
-    programs = [by_fqx(model, inputs, fqx.int8_dynamic()) for model in (module, function)]
+    assert relative_error(ours, module, inputs) <= RIGHT
+    programs = [quantized_by_fqx(model, inputs, fqx.int8_dynamic()) for model in (module, function)]
     assert torch.equal(programs[0](*inputs), programs[1](*inputs))
 
 
@@ -776,10 +744,10 @@ def test_a_transposed_convolution_in_three_dimensions_is_far_off_on_qnnpack(
     use_engine("qnnpack")
     model = nn.Sequential(nn.ConvTranspose3d(4, 4, 3, stride=2)).eval()
     inputs = (torch.randn(2, 4, 4, 4, 4),)
-    assert error(by_torch(model, inputs, default()), model, inputs) > WRONG
-    assert error(by_dropin(model, inputs, default()), model, inputs) <= RIGHT
+    assert relative_error(by_torch(model, inputs, default()), model, inputs) > WRONG
+    assert relative_error(by_dropin(model, inputs, default()), model, inputs) <= RIGHT
     for name in ("native/qnnpack", "native/fbgemm", "reference"):
-        assert error(by_fqx(model, inputs, target=name), model, inputs) <= RIGHT
+        assert relative_error(quantized_by_fqx(model, inputs, target=name), model, inputs) <= RIGHT
 
 
 def test_the_original_weights_hold_a_scale_for_a_bias() -> None:
@@ -810,7 +778,7 @@ def test_an_observer_without_data_gives_the_scale_one() -> None:
     model, inputs = nn.Sequential(nn.Linear(8, 8)).eval(), (torch.randn(16, 8),)
     theirs: Any = old.convert_fx(old.prepare_fx(copy.deepcopy(model), everywhere(), inputs))
     assert theirs.get_submodule("0").scale == 1.0
-    assert error(theirs, model, inputs) > WRONG
+    assert relative_error(theirs, model, inputs) > WRONG
     with pytest.raises(Halt) as halt:
         new.convert_fx(new.prepare_fx(model, everywhere(), inputs))
     assert halt.value.fault.kind is FaultKind.MISSING_STATISTICS
