@@ -90,7 +90,7 @@ def test_onednn_pairs_are_right_in_every_layout(
     assert (difference > 0).double().mean() <= max(0.002, 1 / difference.numel())
 
 
-def conv(op: str = "onednn.conv2d", **more: Arg) -> Any:
+def conv(op: str = "onednn.conv2d", /, **more: Arg) -> Any:
     attrs: dict[str, Arg] = {"x_scale": 0.1, "x_zero_point": 3, "scale": 0.5, "zero_point": 9}
     attrs |= {"qmin": 0, "qmax": 255, "output": "uint8", "activation": "none"}
     attrs |= {"activation_args": (), "groups": 1}
