@@ -30,7 +30,7 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.policy.plan import Plan
-from fqx.policy.recipe import int8_dynamic, int8_static
+from fqx.policy.recipe import Recipe, float16_static, int8_dynamic, int8_static
 from fqx.policy.target import Target
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
@@ -71,18 +71,25 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1)),)
 
 
-def honest(target: Target) -> Road:
-    """The right road."""
+def honest(target: Target, graph: Graph | None = None, recipe: Recipe | None = None) -> Road:
+    """The right road; of the sample in int8 if nothing else is said."""
     pipeline = (
         clean()
         | fuse()
-        | observe(int8_static(), target)
+        | observe(int8_static() if recipe is None else recipe, target)
         | calibrate([inputs()], progress=False)
         | convert(target)
         | fold()
         | lower(target)
     )
-    return Road(inputs(), target, pipeline.run(sample()).unwrap())
+    return Road(inputs(), target, pipeline.run(sample() if graph is None else graph).unwrap())
+
+
+def _halved() -> Road:
+    """The right road of a sigmoid that reads half precision."""
+    draft = Draft()
+    y = draft.call("sigmoid", "gate", x=draft.input("x", "batch", 4, 6, 6))
+    return honest(reference(), draft.graph(y), float16_static())
 
 
 def _tampered(road: Road, name: str, change: Tamper) -> Road:
@@ -144,6 +151,14 @@ def _rounded_down(graph: Graph) -> Graph:
     tensor = tensor_of(graph.weights[path]).unwrap()
     made = weight_of(tensor - (tensor > -127).to(torch.int8), graph.weights[path].role)
     return replace(graph, weights=graph.weights.put(path, made))
+
+
+def _unrounded(graph: Graph) -> Graph:
+    """The sigmoid reads the value before it was rounded to half precision."""
+    gate = graph[ID("gate")]
+    (again,) = gate.inputs()
+    (half,) = graph[again].inputs()
+    return _with_nodes(graph, {gate.id: gate.with_args(graph[half].args[:1])})
 
 
 def _other_grid(graph: Graph) -> Graph:
@@ -326,6 +341,11 @@ CASES: tuple[Planted, ...] = (
         "weights_are_near",
         "a weight off by more than half a step",
         _road(reference(), "convert", _rounded_down),
+    ),
+    Planted(
+        "halves_are_half",
+        "an operator that reads what was not rounded",
+        lambda: _tampered(_halved(), "convert", _unrounded),
     ),
     Planted(
         "movers_keep_qparams",
