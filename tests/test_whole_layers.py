@@ -111,9 +111,11 @@ def test_a_recurrent_layer_is_quantized_part_by_part(
     assert_close(made, model, batches(*data[0].shape, count=5)[-1])
     found = kernels(made)
     assert "linear" not in found
+    # one linear of the inputs and one for the state of each of four steps, layer by layer; onednn
+    # runs some with the addition behind them
     name = "onednn.linear" if target == "onednn" else "native.linear"
-    # one linear of the inputs and one for the state of each of four steps, layer by layer
-    assert found[name] == options.get("num_layers", 1) * sides * 5
+    linears = sum(count for op, count in found.items() if op.startswith(name))
+    assert linears == options.get("num_layers", 1) * sides * 5
     if target != "onednn":
         # the first step reads a state of zeros and the last is read as float; between only a GRU
         # has floats, because a difference has no kernel
