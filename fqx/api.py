@@ -61,10 +61,16 @@ class Quantized:
         return next((item for item in found if isinstance(item, Plan)), None)
 
     def materialize(
-        self, leaves: Modules | None = None, custom: Customs | None = None
+        self,
+        leaves: Modules | None = None,
+        custom: Customs | None = None,
+        preserve: Mapping[str, object] | None = None,
     ) -> Result[GraphModule, Halt]:
-        """The program as an ordinary GraphModule with the model's own parameter names."""
-        return materialize(self.graph, leaves, custom)
+        """The program as an ordinary GraphModule with the model's own parameter names.
+
+        `preserve` are attributes for it to carry; see `fqx.edge.materialize.materialize`.
+        """
+        return materialize(self.graph, leaves, custom, preserve)
 
     def explain(self, node: str | None = None) -> Explanation:
         """Why a node (or every node) is int8 or not, and what each pass did to it."""

@@ -6,7 +6,7 @@ The caller's objects are copied from, never changed nor kept where they could ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -174,25 +174,15 @@ def fuse_config(given: Any) -> Result[FuseConfig, Fault]:
 
 def backend_config(given: Any) -> Result[Backend | None, Fault]:
     """A `BackendConfig` or its dict form; None for None; faults as of `prepare_config`."""
-    from torch.ao.quantization.backend_config import BackendConfig
-
     nothing: Result[Backend | None, Fault] = Success(None)
-    if given is None:
-        return nothing
-    return _object(given, BackendConfig, ("name", "configs")).map(
-        lambda held: Backend(
-            str(held.name),
-            tuple(
-                _row(row, nested=row._pattern_complex_format is not None) for row in held.configs
-            ),
-        )
-    )
+    return nothing if given is None else _read_backend(given).map(_some)
 
 
-def is_stock(backend: Backend) -> bool:
-    """Whether this is one of torch's own CPU backends with the rows it comes with.
+def stock_backend(given: Any) -> Result[Backend, Fault]:
+    """A backend config as `backend_config` reads it, or a stock one: of a bare name, of None.
 
-    Functions that fuse or find operands are made anew each time and are not compared.
+    None is torch's native backend, as in torch. Fails as `prepare_config` does, and for a bare name
+    that is none of torch's.
     """
     from torch.ao.quantization import backend_config as stock
     from torch.ao.quantization.backend_config import x86
@@ -205,15 +195,31 @@ def is_stock(backend: Backend) -> bool:
         "x86": x86.get_x86_backend_config,
         "qnnpack": stock.get_qnnpack_backend_config,
         "onednn": stock.get_onednn_backend_config,
+        "tensorrt": stock.get_tensorrt_backend_config,
+        "executorch": stock.get_executorch_backend_config,
     }
-    if backend.name not in makers:
-        return False
-    own = backend_config(makers[backend.name]()).value_or(None)
-    return own is not None and _plain(own) == _plain(backend)
+    name = "native" if given is None else _bare_name(given)
+    if name is not None and name not in makers:
+        known = ", ".join(makers)
+        return Failure(_bad(f"no backend of torch is called {name!r}, only {known}"))
+    return _read_backend(given if name is None else makers[name]())
 
 
-def _plain(backend: Backend) -> tuple[BackendRow, ...]:
-    return tuple(replace(row, fuse=None, root_node=None, extra_inputs=None) for row in backend.rows)
+def _bare_name(given: Any) -> Any:
+    return given["name"] if isinstance(given, dict) and set(given) == {"name"} else None
+
+
+def _read_backend(given: Any) -> Result[Backend, Fault]:
+    from torch.ao.quantization.backend_config import BackendConfig
+
+    return _object(given, BackendConfig, ("name", "configs")).map(
+        lambda held: Backend(
+            str(held.name),
+            tuple(
+                _row(row, nested=row._pattern_complex_format is not None) for row in held.configs
+            ),
+        )
+    )
 
 
 def _object(given: Any, kind: type[Any], parts: tuple[str, ...]) -> Result[Any, Fault]:

@@ -29,6 +29,7 @@ from fqx.num.scheme import ObserverSpec
 from fqx.num.states import observers_of
 from fqx.num.tensors import weight_of
 from fqx.passes.calibrate import Stats, machine
+from fqx.policy.plan import Plan
 
 PREFIX = "activation_post_process_"
 """What torch calls an observer; a number follows."""
@@ -96,11 +97,15 @@ class Observer(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """The program an observed module runs, its observers by node, and what convert has to know."""
+    """The program an observed module runs, its observers by node, and what convert has to know.
+
+    `plan` says of every node what becomes of it and why.
+    """
 
     graph: Graph
     observers: Mapping[NodeId, str]
     settings: object
+    plan: Plan
 
 
 class Observed(fx.GraphModule):
@@ -117,6 +122,11 @@ class Observed(fx.GraphModule):
         super().__init__(root, graph, "Observed")
         self.__dict__["fqx_preparation"] = preparation
         self.__dict__["_drawn"] = graph.python_code("self").src
+
+    @property
+    def fqx_plan(self) -> Plan:
+        """What becomes of every node and why."""
+        return self.fqx_preparation.plan
 
     @property
     def is_edited(self) -> bool:
@@ -139,14 +149,17 @@ class Observed(fx.GraphModule):
         return _revived, parts
 
 
-def observed(graph: Graph, settings: object) -> Result[Observed, Halt]:
-    """An OBSERVED graph as a module; `settings` travels with it. Faults as of `materialize`."""
+def observed(graph: Graph, settings: object, plan: Plan) -> Result[Observed, Halt]:
+    """An OBSERVED graph as a module; `settings` and `plan` travel with it.
+
+    Faults as of `materialize`.
+    """
     return (
         observers_of(graph)
         .alt(Halt)
         .bind(
             lambda specs: materialize(graph).map(
-                lambda module: _assembled(graph, specs, module, settings)
+                lambda module: _assembled(graph, specs, module, settings, plan)
             )
         )
     )
@@ -194,7 +207,11 @@ def _weight(old: Weight, held: Tensor) -> Weight:
 
 
 def _assembled(
-    graph: Graph, specs: Mapping[NodeId, ObserverSpec], module: fx.GraphModule, settings: object
+    graph: Graph,
+    specs: Mapping[NodeId, ObserverSpec],
+    module: fx.GraphModule,
+    settings: object,
+    plan: Plan,
 ) -> Observed:
     """The materialized module with an observer behind every value that is watched."""
     root = nn.Module()
@@ -216,7 +233,7 @@ def _assembled(
             watched = drawn.call_module(path, (value,))
         value.replace_all_uses_with(watched, lambda user, watched=watched: user is not watched)
         values[str(ref.id)] = watched
-    return Observed(root.eval(), drawn, Preparation(graph, paths, settings))
+    return Observed(root.eval(), drawn, Preparation(graph, paths, settings, plan))
 
 
 def _names(root: nn.Module) -> Iterator[str]:
@@ -241,7 +258,7 @@ def _revived(
 ) -> Observed:
     root = nn.Module()
     if graph is None:
-        made = observed(preparation.graph, preparation.settings)
+        made = observed(preparation.graph, preparation.settings, preparation.plan)
         graph = fold(made, lambda found: found.graph, _raise)
     for table, held in tables.items():
         getattr(root, table).update(held)

@@ -50,10 +50,12 @@ def read_observer(constructor: Constructor, when: When = "static") -> Result[Rea
     Fails with BAD_RECIPE if it cannot be made, is no observer of torch.ao (or overrides how one
     observes), or asks for types or zero points that fqx does not have.
     """
-    return _made(constructor).bind(lambda made: _read(made, when))
+    return made_observer(constructor).bind(lambda made: _read(made, when))
 
 
-def _made(constructor: Constructor) -> Result[Any, Fault]:
+def made_observer(constructor: Constructor) -> Result[Any, Fault]:
+    """An instance to look at, without torch.ao's warnings; BAD_RECIPE if it cannot be made."""
+
     def make() -> Any:
         with warnings.catch_warnings():
             # torch.ao warns at each observer of a reduced range, which was asked for

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from fqx.compat.assignment import any_of, asked_of, recipe_of
-from fqx.compat.custom import PrepareConfig, Standalone, Swap, is_stock
+from fqx.compat.assignment import Assignment, any_of, assign, recipe_of
+from fqx.compat.custom import Backend, PrepareConfig, Standalone, Swap
 from fqx.compat.mapping import mapping_of
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
@@ -25,19 +25,21 @@ from fqx.kit.frozen import Table, row
 from fqx.kit.result import Failure, Result, Success, gather
 from fqx.passes.decompose import decompose_recurrent
 from fqx.passes.pipeline import Pipeline
-from fqx.policy.recipe import Choice, Recipe, Rule, Scheme, resolve
+from fqx.policy.recipe import Choice, Recipe, Rule, resolve
 from fqx.policy.selectors import Selector, everything, path
+from fqx.policy.target import Target
 from fqx.policy.units import Mode
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A standalone module, or with an empty path the model: its config, and its own mapping or
-    None for that of what is around it."""
+    """A standalone module, or with an empty path the model: its config, and its own mapping and
+    backend or None for those of what is around it."""
 
     path: str
     config: PrepareConfig
     mapping: Any = None
+    backend: Backend | None = None
 
     @property
     def home(self) -> str:
@@ -72,9 +74,8 @@ class Parts:
 def parts_of(config: PrepareConfig, model: nn.Module) -> Result[Parts, Fault]:
     """What a config singles out in a model.
 
-    Faults: BAD_RECIPE for a standalone module that is not there, a backend of its own that is none
-    of torch's, an observed class without `from_float`, or a replaced LSTM that chooses the
-    observers of its parts itself.
+    Faults: BAD_RECIPE for a standalone module that is not there, an observed class without
+    `from_float`, or a replaced LSTM that chooses the observers of its parts itself.
     """
     return _regions(Region("", config), model).bind(lambda found: _parts(found, model))
 
@@ -90,12 +91,13 @@ def _regions(outer: Region, model: nn.Module) -> Result[tuple[Region, ...], Faul
     absent = [key for key in named if isinstance(key, str) and named[key] not in chosen.values()]
     if absent:
         return Failure(_bad(f"there is no module {absent[0]!r} to be standalone"))
-    odd = [entry.backend for entry in chosen.values() if entry.backend is not None]
-    unknown = next((backend for backend in odd if not is_stock(backend)), None)
-    if unknown is not None:
-        return Failure(_bad(f"the backend {unknown.name!r} of a standalone module is not torch's"))
     inner = [
-        Region(at, entry.prepare or PrepareConfig(), entry.mapping and mapping_of(entry.mapping))
+        Region(
+            at,
+            entry.prepare or PrepareConfig(),
+            entry.mapping and mapping_of(entry.mapping),
+            entry.backend,
+        )
         for at, entry in chosen.items()
     ]
     return gather(_regions(region, model) for region in inner).map(
@@ -159,37 +161,33 @@ def _region_of(regions: tuple[Region, ...], at: str) -> Region:
     return max(around, key=lambda region: len(region.path))
 
 
-def schemes_of_parts(
-    parts: Parts, mapping: Any, model: nn.Module, graph: Graph
-) -> Result[Recipe, Fault]:
-    """The recipe of a mapping for a graph, with what the parts of the model have instead.
-
-    Faults as of `recipe_of`, and BAD_RECIPE for a replaced module whose QConfig is not static.
-    """
-    made: Result[dict[NodeId, Choice], Fault] = Success({})
-    for region in parts.regions:
-        made = made.bind(
-            lambda held, region=region: _in_region(  # type: ignore[misc]
-                _Site(parts, mapping, model, graph), region, held
-            )
-        )
-    return made.bind(lambda held: _with_parts(parts, held, graph)).map(_recipe)
-
-
-def qconfig_at(parts: Parts, mapping: Any, model: nn.Module, graph: Graph, at: str) -> Any:
-    """The QConfig of the module kept whole at a path; None leaves it as it is."""
-    site = _Site(parts, mapping, model, graph)
-    return site.asked(_region_of(parts.regions, at), at)
-
-
 @dataclass(frozen=True, slots=True)
-class _Site:
-    """A model with its parts, its graph and its mapping."""
+class Site:
+    """A model with its parts and its graph, and what is asked of the whole."""
 
     parts: Parts
     mapping: Any
+    backend: Backend
     model: nn.Module
     graph: Graph
+    target: Target
+    leveling: Any = None
+
+    def assignment(self, region: Region) -> Result[Assignment, Fault]:
+        """What a region's nodes get; faults as of `assign`."""
+        above = region.path
+        regions = (item.path for item in self.parts.regions if item.path)
+        replaced = (*self.parts.customs, *self.parts.layers, *regions)
+        return assign(
+            self.mapping_of(region),
+            self.backend_of(region),
+            self.model.get_submodule(above),
+            _relative(self.graph, above),
+            self.target,
+            _below(self.parts.kept, above),
+            None if above else self.leveling,
+            _below(replaced, above),
+        )
 
     def mapping_of(self, region: Region) -> Any:
         """The region's own mapping, else its QConfig around it for everything, as in torch.ao."""
@@ -197,38 +195,56 @@ class _Site:
 
         if not region.path or region.mapping is not None:
             return region.mapping or self.mapping
-        outer = _region_of(self.parts.regions, region.path)
-        return QConfigMapping().set_global(self.asked(outer, region.path))
+        return QConfigMapping().set_global(self.qconfig_at(region.path))
 
-    def inner(self, region: Region) -> tuple[nn.Module, Graph, tuple[str, ...], tuple[str, ...]]:
-        """The region's module, its nodes, and paths from it on: kept whole, and replaced."""
-        parts, above = self.parts, region.path
-        replaced = (*parts.customs, *parts.layers)
-        graph = _relative(self.graph, above)
-        module = self.model.get_submodule(above)
-        return module, graph, _below(parts.kept, above), _below(replaced, above)
+    def backend_of(self, region: Region) -> Backend:
+        """The region's own backend, else that of what is around it."""
+        if region.backend is not None or not region.path:
+            return region.backend or self.backend
+        return self.backend_of(_region_of(self.parts.regions, region.path))
 
-    def asked(self, region: Region, at: str) -> Any:
+    def qconfig_at(self, at: str) -> Any:
         """The QConfig that the module at a path gets from the region around it."""
-        module, graph, kept, replaced = self.inner(region)
-        (inner,) = _below((at,), region.path)
-        told = asked_of(self.mapping_of(region), module, graph, kept, replaced)
-        nodes = (node.id for node in graph if any(where == inner for where, _ in node.origin.scope))
-        return told.map(lambda held: next((held[name].qconfig for name in nodes), None)).value_or(
-            None
+        outer = _region_of(self.parts.regions, at)
+        (inner,) = _below((at,), outer.path)
+        nodes = [
+            node.id
+            for node in _relative(self.graph, outer.path)
+            if any(path == inner for path, _ in node.origin.scope)
+        ]
+        chosen = self.assignment(outer).map(lambda found: found.chosen).value_or({})
+        return next((chosen[name].qconfig for name in nodes if name in chosen), None)
+
+
+def schemes_of_parts(site: Site, whole: Assignment) -> Result[Recipe, Fault]:
+    """The recipe of a mapping for a graph, with what the parts of the model have instead.
+
+    `whole` is the assignment of the model itself. Faults as of `recipe_of`, and BAD_RECIPE for a
+    replaced module whose QConfig is not static.
+    """
+    root, *inner = site.parts.regions
+    made = _resolved(site, root, whole)
+    for region in inner:
+        made = made.bind(
+            lambda held, region=region: (  # type: ignore[misc]
+                site.assignment(region)
+                .bind(lambda found: _resolved(site, region, found))
+                .map(lambda told: {**held, **told})
+            )
         )
+    return made.bind(lambda held: _with_parts(site.parts, held, site.graph)).map(_recipe)
 
 
-def _in_region(
-    site: _Site, region: Region, held: dict[NodeId, Choice]
+def _resolved(
+    site: Site, region: Region, assignment: Assignment
 ) -> Result[dict[NodeId, Choice], Fault]:
-    module, graph, kept, replaced = site.inner(region)
-    recipe = recipe_of(site.mapping_of(region), module, graph, kept, replaced)
-    return recipe.bind(lambda found: resolve(found, graph)).map(
-        lambda told: {
-            **held,
-            **{name: _at_home(choice, region.home) for name, choice in told.choices.items()},
-        }
+    graph = _relative(site.graph, region.path)
+    return recipe_of(site.mapping_of(region), assignment).bind(
+        lambda recipe: resolve(recipe, graph).map(
+            lambda told: {
+                name: _at_home(choice, region.home) for name, choice in told.choices.items()
+            }
+        )
     )
 
 
@@ -285,13 +301,14 @@ def _is_in(node: Node, paths: tuple[str, ...]) -> bool:
 
 
 def _recipe(choices: Mapping[NodeId, Choice]) -> Recipe:
-    """One rule for each scheme; the most frequent one is that of everything."""
-    groups: defaultdict[Scheme | None, list[NodeId]] = defaultdict(list)
+    """One rule for each choice; the most frequent one is that of everything."""
+    groups: defaultdict[Choice, list[NodeId]] = defaultdict(list)
     for name, choice in choices.items():
-        groups[choice.scheme].append(name)
-    ordered = sorted(groups, key=lambda scheme: -len(groups[scheme]))
-    rules = [Rule(everything(), scheme, "QConfigMapping") for scheme in ordered[:1]]
-    rules += [Rule(any_of(groups[scheme]), scheme, "QConfigMapping") for scheme in ordered[1:]]
+        groups[choice].append(name)
+    rules: list[Rule] = []
+    for choice in sorted(groups, key=lambda held: -len(groups[held])):
+        select = any_of(groups[choice]) if rules else everything()
+        rules.append(Rule(select, choice.scheme, "QConfigMapping", note=choice.rule))
     return Recipe(tuple(rules))
 
 

@@ -52,9 +52,10 @@ def scheme_of_qconfig(qconfig: Any) -> Result[Scheme | None, Fault]:
     """The scheme a QConfig asks for; None leaves the operator float, as a QConfig None does.
 
     Weights alone are quantized where the activation stays float32, and, to float16, under dynamic
-    float16. A static activation whose weight stays float32 gives a scheme for operators without
-    weights; its own weight spec is the default of torch.ao and `read_qconfig` tells that it is not
-    asked for. A QConfig that reuses its input's scale gives None: `read_qconfig` tells it apart.
+    float16; static float16 rounds activations too. A static activation whose weight stays float32
+    gives a scheme for operators without weights; its own weight spec is the default of torch.ao and
+    `read_qconfig` tells that it is not asked for. A QConfig that reuses its input's scale gives
+    None: `read_qconfig` tells it apart.
     Fails with BAD_RECIPE as `read_qconfig` does, and for combinations that are not to be had.
     """
     nothing: Result[Scheme | None, Fault] = Success(None)
@@ -70,14 +71,12 @@ def scheme_of_reading(reading: QConfigReading) -> Result[Scheme | None, Fault]:
         return Success(None)
     halved = activation is not None and activation.dtype is DType.FLOAT16
     weighed = weight is not None and weight.dtype is DType.FLOAT16
-    if halved and not reading.activation.is_dynamic:
-        return Failure(_bad("activations rounded to float16 are not to be had, only weights are"))
     if halved and not weighed:
         return Failure(_bad("float16 activations need a float16 weight"))
     if weighed and activation is not None and not halved:
         return Failure(_bad("integers are not multiplied by a float16 weight"))
     # dynamic float16 rounds the weight and leaves the activation as it is
-    kept = None if halved else activation
+    kept = None if halved and reading.activation.is_dynamic else activation
     # torch.ao quantizes light operators wherever it finds them
     return Success(Scheme(kept, _default_weight() if weight is None else weight, lone=True))
 

@@ -18,27 +18,27 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import fx, nn
 
-from fqx.compat.assignment import Order, orders_of, qconfig_of, unmatched
+from fqx.compat.assignment import Assignment, Order, qconfig_of
+from fqx.compat.backend import refusal_of_class
 from fqx.compat.custom import (
+    Backend,
     PrepareConfig,
-    backend_config,
     convert_config,
     fuse_config,
-    is_stock,
     prepare_config,
+    stock_backend,
 )
 from fqx.compat.decomposed import decomposed
 from fqx.compat.folded import folded
-from fqx.compat.mapping import Entry
 from fqx.compat.observed import Observed, calibrated, current, kept_whole, observed
 from fqx.compat.parameters import read_parameters
-from fqx.compat.parts import Parts, parts_of, qconfig_at, schemes_of_parts
+from fqx.compat.parts import Parts, Site, parts_of, schemes_of_parts
 from fqx.compat.replaced import observed_form, replacements
 from fqx.compat.widen import widen
 from fqx.edge.capture import capture
 from fqx.edge.capture_inputs import read_example
 from fqx.edge.materialize import materialize
-from fqx.ir.arg import DType
+from fqx.ir.arg import DType, WeightRef
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, Stage
@@ -46,6 +46,7 @@ from fqx.ir.node import Node
 from fqx.ir.trail import Halt, Trail
 from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Failure, Result, fold, gather
+from fqx.ops.catalogue import operand
 from fqx.ops.recurrence import LAYERS
 from fqx.passes.calibrate import settle
 from fqx.passes.clean import clean
@@ -55,6 +56,8 @@ from fqx.passes.fuse import fuse
 from fqx.passes.lower import lower
 from fqx.passes.observe import Intent, intents_of, intents_to_arg, observe
 from fqx.passes.pipeline import NO_OPTIONS, Pass, Pipeline
+from fqx.passes.smooth import equalize_inputs
+from fqx.policy.plan import Plan
 from fqx.policy.target import UINT8, IntRange, Target
 from fqx.policy.units import Mode, UnitKind
 from fqx.targets.native import ENGINES, native
@@ -89,13 +92,18 @@ class BadConfig(Halt, AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What convert has to know of prepare: the target, the mapping, what order entries of a
-    mapping say to take each node, the attributes to keep, and paths of replaced modules."""
+    """What convert has to know of prepare.
+
+    `orders` are what order entries of a mapping say to take each node, `kinds` the classes of
+    modules whose weights are quantized, `preserved` what to keep, `customs` the paths of
+    replaced modules.
+    """
 
     target: Target
     mapping: Any
     orders: Mapping[NodeId, Order]
     preserved: Mapping[str, object]
+    kinds: Mapping[NodeId, tuple[type[nn.Module], Any]]
     customs: tuple[str, ...] = ()
 
 
@@ -107,7 +115,7 @@ def fuse_fx(model: nn.Module, fuse_custom_config: Any = None, backend_config: An
     speak of the same axis depends on the rank. Raises torch.fx's errors where the model cannot be
     traced, and Halt (MODEL_IN_TRAINING) for a norm in training mode.
     """
-    _backend(backend_config)
+    _read(stock_backend(backend_config))
     names = _read(fuse_config(fuse_custom_config)).preserved
     return _with_attributes(folded(model), _preserved(names, model))
 
@@ -123,30 +131,35 @@ def prepare_fx(
     """The observed program of the model; calling it on data calibrates it.
 
     `example_inputs` is a tuple of positional inputs, or one input. The engine is that of
-    `torch.backends.quantized.engine` now. Raises BadConfig for a config of the wrong type or one
-    this function does not read, and Halt with the faults of capture and of the recipe. Warns of
-    entries of the mapping that name modules, patterns or positions where the model has none.
+    `torch.backends.quantized.engine` now; `backend_config`, torch's native one if left out, decides
+    which operators are quantized in which types. `fqx_plan` of the result says of every node what
+    becomes of it and why. Raises BadConfig for a config of the wrong type or one this function does
+    not read, and Halt with the faults of capture and of the recipe. Warns of entries of the mapping
+    that name modules, patterns or positions where the model has none, and of QConfigs beyond the
+    backend's bounds.
     """
     mapping = _mapping(qconfig_mapping)
-    _refuse_equalization(_equalization_config)
-    _backend(backend_config)
+    leveling = None if _equalization_config is None else _mapping(_equalization_config)
+    backend = _read(stock_backend(backend_config))
     custom = _readable(_read(prepare_config(prepare_custom_config)))
     parts = _read(parts_of(custom, model))
     leaves = parts.leaves
-    target = _value(_target().alt(Halt))
+    target = _target()
     example = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else example_inputs
     fused = _value(_captured(model, example, leaves).bind(_opened(parts).run))
-    recipe = _value(
-        schemes_of_parts(parts, mapping, model, fused.graph).alt(lambda fault: Halt(fault, fused))
-    )
-    _tell(unmatched(mapping, model, parts.kept))
+    site = Site(parts, mapping, backend, model, fused.graph, target, leveling)
+    assignment = _value(site.assignment(parts.regions[0]).alt(lambda fault: Halt(fault, fused)))
+    recipe = _value(schemes_of_parts(site, assignment).alt(lambda fault: Halt(fault, fused)))
+    _tell(assignment)
     trail = _value(observe(recipe, target).run(fused))
     kept = _preserved(custom.preserved, model)
-    orders = orders_of(model, fused.graph, parts.kept)
     customs = tuple(parts.customs)
-    made = _value(observed(trail.graph, Settings(target, mapping, orders, kept, customs)))
+    settings = Settings(target, mapping, assignment.orders, kept, assignment.kinds, customs)
+    plan = trail.steps[-1].evidence
+    assert isinstance(plan, Plan)
+    made = _value(observed(trail.graph, settings, plan))
     for at, swap in parts.customs.items():
-        qconfig = qconfig_at(parts, mapping, model, fused.graph, at)
+        qconfig = site.qconfig_at(at)
         if qconfig is not None:
             made.set_submodule(at, observed_form(swap, made.get_submodule(at), qconfig))
     return _with_attributes(made, kept)
@@ -179,27 +192,25 @@ def convert_fx(
 ) -> fx.GraphModule:
     """The prepared module's program on torch's integer kernels; the prepared module stays as it is.
 
+    What torch has no kernel for stays float between quantize and dequantize; `fqx_lowering` in the
+    result's `meta` says why. `keep_original_weights` gives it `original_weights_lookup`: by the
+    path of each quantized weight the float weight and its bias, which may be None.
+
     Raises NotAGraphModule, NotPrepared, BadConfig, and Halt with the faults of the passes, among
     them MISSING_STATISTICS for an observer that has seen no data. `_remove_qconfig` changes
     nothing: no module of fqx carries a qconfig.
     """
-    if keep_original_weights:
-        raise BadConfig(
-            Fault(
-                FaultKind.BAD_ARGUMENT,
-                "keep_original_weights: a converted program holds no float weights",
-                "the prepared module is unchanged and still holds them; keep it",
-            )
-        )
     module = _prepared(graph_module)
     target = _settings(module).target
-    graph = _converted(
+    trail = _converted(
         module,
         qconfig_mapping,
         backend_config,
         fold_constants() | lower(replace(target, activation=UINT8, isa="vnni")),
     )
-    return _finished(module, convert_custom_config, graph)
+    made = _finished(module, convert_custom_config, trail)
+    kept = {"original_weights_lookup": _originals(trail)} if keep_original_weights else {}
+    return _with_attributes(made, kept)
 
 
 def convert_to_reference_fx(
@@ -214,8 +225,8 @@ def convert_to_reference_fx(
     Raises as `convert_fx` does.
     """
     module = _prepared(graph_module)
-    graph = _converted(module, qconfig_mapping, backend_config, Pipeline())
-    return _finished(module, convert_custom_config, graph)
+    trail = _converted(module, qconfig_mapping, backend_config, Pipeline())
+    return _finished(module, convert_custom_config, trail)
 
 
 def convert_to_reference_decomposed_fx(
@@ -230,9 +241,11 @@ def convert_to_reference_decomposed_fx(
     Raises as `convert_fx` does.
     """
     module = _prepared(graph_module)
-    graph = _converted(module, qconfig_mapping, backend_config, Pipeline())
-    reference = _finished(module, convert_custom_config, graph)
-    return _with_attributes(decomposed(reference, graph), _kept(module, convert_custom_config))
+    trail = _converted(module, qconfig_mapping, backend_config, Pipeline())
+    reference = _finished(module, convert_custom_config, trail)
+    made = decomposed(reference, trail.graph)
+    made.meta.update(reference.meta)
+    return _with_attributes(made, _kept(module, convert_custom_config))
 
 
 # Capture.
@@ -273,17 +286,17 @@ def _fixed(model: nn.Module, example: Any) -> dict[str, dict[int, str | None]]:
 # Targets.
 
 
-def _target() -> Result[Target, Fault]:
-    """torch's own ranges: weights down to -128, activations as far as each QConfig says."""
+def _target() -> Target:
+    """torch's own ranges: weights down to -128, activations as far as each QConfig says.
+
+    qint8 activations are taken, as backends may ask for them, and run between quantize and
+    dequantize: torch's engines take quint8 alone.
+    """
     engine = torch.backends.quantized.engine
-    return native(engine if engine in ENGINES else "x86").map(
-        lambda target: replace(
-            target,
-            activation=UINT8,
-            weight=IntRange(DType.INT8, -128, 127),
-            units=tuple(_as_modules(kind, engine) for kind in target.units),
-        )
-    )
+    whole = IntRange(DType.INT8, -128, 127)
+    target = native(engine if engine in ENGINES else "x86").unwrap()
+    units = tuple(_as_modules(kind, engine) for kind in target.units)
+    return replace(target, activation=UINT8, weight=whole, also=(whole,), units=units)
 
 
 def _as_modules(kind: UnitKind, engine: str) -> UnitKind:
@@ -329,41 +342,6 @@ def _qconfigs(mapping: Any) -> dict[str, Any]:
     return found
 
 
-def _refuse_equalization(config: Any) -> None:
-    if config is not None:
-        raise BadConfig(
-            Fault(
-                FaultKind.BAD_RECIPE,
-                "_equalization_config is not read here",
-                "leave it out; fqx.quantize smooths activations into weights where it helps",
-            )
-        )
-
-
-def _backend(config: Any) -> None:
-    """Nothing for torch's stock backends, whose kernels the target's tables list."""
-    name = config.get("name", "") if isinstance(config, dict) else getattr(config, "name", "")
-    # a bare name stands for the backend of that name
-    bare = isinstance(config, dict) and "configs" not in config
-    found = None if bare else _read(backend_config(config))
-    if found is not None and name in ("native", *ENGINES) and not is_stock(found):
-        raise BadConfig(
-            Fault(
-                FaultKind.UNSUPPORTED_TARGET,
-                f"the backend {name!r} has other rows than torch's own of that name",
-                "leave out backend_config and what it leaves float in the mapping, by a None",
-            )
-        )
-    if config is not None and name not in ("native", *ENGINES):
-        raise BadConfig(
-            Fault(
-                FaultKind.UNSUPPORTED_TARGET,
-                f"the backend {name!r} is not one of torch's CPU engines",
-                f"use one of native, {', '.join(ENGINES)}, or leave backend_config out",
-            )
-        )
-
-
 def _readable(config: PrepareConfig) -> PrepareConfig:
     """The config, if it asks for nothing but what is read here."""
     unread = {
@@ -387,14 +365,16 @@ def _read(result: Result[A, Fault]) -> A:
     return _value(result.alt(BadConfig))
 
 
-def _tell(entries: tuple[Entry, ...]) -> None:
+def _tell(assignment: Assignment) -> None:
     """Warn of entries that take nothing; types are listed for any model and are not told."""
-    spelt = [str(entry) for entry in entries if entry.field != "object_type"]
+    spelt = [str(entry) for entry in assignment.unmatched if entry.field != "object_type"]
     if spelt:
         warnings.warn(
             f"nothing in the model is taken by {'; '.join(spelt)} of the QConfigMapping",
             stacklevel=3,
         )
+    for refusal in assignment.refused:
+        warnings.warn(f"{refusal}; it stays float", stacklevel=3)
 
 
 def _preserved(names: tuple[str, ...], model: nn.Module) -> Mapping[str, object]:
@@ -445,12 +425,14 @@ def _settings(module: Observed) -> Settings:
     return held
 
 
-def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -> Graph:
-    _backend(backend)
+def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -> Trail:
     settings = _settings(module)
+    left = _refused(settings, None if backend is None else _read(stock_backend(backend)))
     graph = current(module)
     if mapping is not None:
-        graph = _value(_narrowed(graph, settings, _agreeing(settings.mapping, mapping)))
+        left |= _emptied(graph, settings, _agreeing(settings.mapping, mapping))
+    if left:
+        graph = _value(_narrowed(graph, left))
     stats = calibrated(module)
     measured = Pass(
         "calibrate",
@@ -460,28 +442,54 @@ def _converted(module: Observed, mapping: Any, backend: Any, behind: Pipeline) -
         lambda held: settle(held, stats),
         portable=False,
     )
-    return _value((measured | convert(settings.target) | widen() | behind).run(graph)).graph
+    return _value(
+        (measured | equalize_inputs() | convert(settings.target) | widen() | behind).run(graph)
+    )
 
 
-def _finished(module: Observed, config: Any, graph: Graph) -> fx.GraphModule:
-    whole = kept_whole(module)
+def _finished(module: Observed, config: Any, trail: Trail) -> fx.GraphModule:
+    """The module, whose `meta` says what became of every node and which kernels run."""
+    kept, whole = _kept(module, config), kept_whole(module)
     replaced = {at: whole[at] for at in _settings(module).customs}
     swaps = _read(convert_config(config)).quantized
-    custom, left = replacements(graph, replaced, swaps)
+    custom, left = replacements(trail.graph, replaced, swaps)
     if left:
         warnings.warn(
             f"the convert config has no quantized class for {', '.join(left)}: the observed module "
             "runs in its place, on floats",
             stacklevel=3,
         )
-    made = _value(materialize(graph, whole, custom))
-    return _with_attributes(made, _kept(module, config))
+    made = _value(materialize(trail.graph, whole, custom, preserve=kept))
+    found = {step.evidence.kind: step.evidence for step in trail.steps if step.evidence}
+    told = {f"fqx_{kind}": found[kind] for kind in ("plan", "lowering") if kind in found}
+    made.meta.update(told)
+    return made
 
 
 def _kept(module: Observed, config: Any) -> Mapping[str, object]:
     """The attributes to keep: those prepare was told of, and those convert is told of."""
     names = _read(convert_config(config)).preserved
     return {**_settings(module).preserved, **_preserved(names, module)}
+
+
+def _originals(trail: Trail) -> dict[str, list[torch.Tensor | None]]:
+    """By the path of each weight that is quantized the float weight and its bias, or None."""
+    plan = next(step.evidence for step in trail.steps if isinstance(step.evidence, Plan))
+    float_graph = trail.base
+    found: dict[str, list[torch.Tensor | None]] = {}
+    for item in float_graph:
+        if item.op == "observe" or "weight" not in plan[item.id].inputs:
+            continue
+        halves = [_stored(float_graph, operand(item, name)) for name in ("weight", "bias")]
+        found[str(item.weights()[0])] = halves
+    return found
+
+
+def _stored(graph: Graph, held: object) -> torch.Tensor | None:
+    if not isinstance(held, WeightRef):
+        return None
+    payload = graph.weights[graph.ties.get(held.path) or held.path].payload
+    return payload.detach().clone() if isinstance(payload, torch.Tensor) else None
 
 
 def _agreeing(prepared: Any, given: Any) -> Any:
@@ -514,8 +522,8 @@ def _equal(one: Any, two: Any) -> bool:
     return bool(qconfig_equals(one, two))
 
 
-def _narrowed(graph: Graph, settings: Settings, mapping: Any) -> Result[Graph, Halt]:
-    """The observed graph with nodes left float of which the mapping of convert says None.
+def _emptied(graph: Graph, settings: Settings, mapping: Any) -> frozenset[NodeId]:
+    """The nodes of which the mapping of convert says None.
 
     Raises BadConfig where that mapping gives a node another QConfig than prepare's.
     """
@@ -538,7 +546,22 @@ def _narrowed(graph: Graph, settings: Settings, mapping: Any) -> Result[Graph, H
                 at=other[0],
             )
         )
-    left = frozenset(name for name, before, now in asked if now is None and before is not None)
+    return frozenset(name for name, before, now in asked if now is None and before is not None)
+
+
+def _refused(settings: Settings, backend: Backend | None) -> frozenset[NodeId]:
+    """The modules that a backend config of convert does not quantize, as torch.ao asks there."""
+    if backend is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name, (kind, qconfig) in settings.kinds.items()
+        if refusal_of_class(backend, kind, qconfig)
+    )
+
+
+def _narrowed(graph: Graph, left: frozenset[NodeId]) -> Result[Graph, Halt]:
+    """The observed graph with some nodes left float."""
     taps = [item for item in graph if item.op == "observe"]
     return (
         gather(intents_of(item) for item in taps)
@@ -562,7 +585,7 @@ def _narrowed(graph: Graph, settings: Settings, mapping: Any) -> Result[Graph, H
 def _telling(item: Node, intents: tuple[Intent, ...], left: frozenset[NodeId]) -> Node:
     """The observer with other intents: the nodes `left` are to be float."""
     kept = (_without(intent, left) for intent in intents)
-    none = Intent(None, "the mapping of convert says None", tuple(sorted(left)))
+    none = Intent(None, "the configs of convert say so", tuple(sorted(left)))
     attrs = {**item.attrs, "intent": intents_to_arg((*kept, none))}
     return Node(item.id, item.op, item.args, FrozenMap(attrs), item.origin)
 

@@ -14,7 +14,14 @@ from torch import Tensor, fx, nn
 from fqx.edge.custom_modules import Customs, customized
 from fqx.edge.kernels import BINDERS, FUNCTIONS
 from fqx.edge.layout import Layouts, as_laid_out, layouts
-from fqx.edge.program import IntegerProgram, Owner, Program, is_parameter, parameter_name
+from fqx.edge.program import (
+    IntegerProgram,
+    Owner,
+    Program,
+    is_parameter,
+    parameter_name,
+    preserving,
+)
 from fqx.ir.arg import Arg, NodeRef, WeightRef
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.graph import Graph
@@ -41,6 +48,7 @@ def materialize(
     graph: Graph,
     leaves: Mapping[str, nn.Module] | None = None,
     custom: Customs | None = None,
+    preserve: Mapping[str, object] | None = None,
 ) -> Result[fx.GraphModule, Halt]:
     """A `torch.fx.GraphModule` that computes the graph; of a float graph bit for bit the model.
 
@@ -48,21 +56,23 @@ def materialize(
     takes what the signature says, names what does not fit before any kernel runs, and gives the
     containers and memory formats of the captured model. Observers are left out. `leaves` are the
     modules kept whole, by path, where the graph does not hold them; `custom` says, by path or
-    class, what runs in the place of such a module where the graph quantizes it whole. Faults:
+    class, what runs in the place of such a module where the graph quantizes it whole. `preserve`
+    are attributes for the module to carry, by name, through copies and pickles as well. Faults:
     MISSING_PAYLOAD, MISSING_LEAF, NO_IMPLEMENTATION, STORAGE_CHANGED; UNKNOWN_LEAF and NO_BORDER
-    for `custom`.
+    for `custom`; BAD_ARGUMENT for the name of an attribute that the module has already.
     """
     with uncollected():
         return (
             unchanged((graph,))
             .bind(lambda _: _parts(graph, leaves or {}, custom or {}))
+            .bind(lambda made: _preserving(made, preserve or {}))
             .alt(lambda fault: Halt(fault, Trail(graph)))
         )
 
 
 def _parts(
     graph: Graph, leaves: Mapping[str, nn.Module], custom: Customs
-) -> Result[fx.GraphModule, Fault]:
+) -> Result[Program, Fault]:
     read = _read_weights(graph)
     tensors = gather(_tensor(path, weight) for path, weight in read.items())
     return tensors.bind(
@@ -76,6 +86,19 @@ def _parts(
                     kept,
                 )
             )
+        )
+    )
+
+
+def _preserving(module: Program, attributes: Mapping[str, object]) -> Result[fx.GraphModule, Fault]:
+    taken = next((name for name in attributes if hasattr(module, name)), None)
+    if taken is None:
+        return Success(preserving(module, attributes))
+    return Failure(
+        Fault(
+            FaultKind.BAD_ARGUMENT,
+            f"the module has an attribute {taken!r} of its own, which one to preserve would hide",
+            "preserve it under another name, or not at all",
         )
     )
 

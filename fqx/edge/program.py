@@ -97,7 +97,7 @@ class Program(fx.GraphModule):
             # as torch.fx does it: the module comes back as an ordinary GraphModule
             return super().__reduce__()
         parts = (self.fqx_program, dict(_tensors(self)), dict(_kept(self)), self.training)
-        return _revive, parts
+        return _revive, (*parts, preserved(self))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -280,7 +280,8 @@ def _retie(module: Program) -> None:
 def _twin(module: Program, change: Callable[[Any], Any], memo: dict[int, Any] | None) -> Program:
     tensors = {path: change(tensor) for path, tensor in _tensors(module).items()}
     leaves = {path: change(leaf) for path, leaf in _kept(module).items()}
-    twin = _revive(module.fqx_program, tensors, leaves, module.training)
+    held = {name: change(value) for name, value in preserved(module).items()}
+    twin = _revive(module.fqx_program, tensors, leaves, module.training, held)
     if module._edited:
         twin.graph = copy.deepcopy(module.graph)
     if memo is not None:
@@ -293,6 +294,7 @@ def _revive(
     tensors: Mapping[str, Tensor],
     leaves: Mapping[str, nn.Module],
     training: bool,
+    attributes: Mapping[str, object],
 ) -> Program:
     """The module again from what `__reduce__` keeps."""
     # imported here: materialize builds modules of this class
@@ -300,7 +302,26 @@ def _revive(
 
     module = rebuild(program, tensors, leaves)
     module.train(training)
+    return preserving(module, attributes)
+
+
+def preserved(module: Program) -> dict[str, object]:
+    """The attributes a module was given by `preserving`."""
+    return dict(module.__dict__.get(_PRESERVED, {}))
+
+
+def preserving(module: Program, attributes: Mapping[str, object]) -> Program:
+    """The module itself with more attributes, which copies and pickles of it have too.
+
+    They are no part of its program: modules among them are not registered, and tensors are not in
+    its state.
+    """
+    module.__dict__.update(attributes)
+    module.__dict__[_PRESERVED] = {**preserved(module), **attributes}
     return module
+
+
+_PRESERVED = "_fqx_preserved"
 
 
 # Calls.

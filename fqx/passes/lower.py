@@ -722,6 +722,10 @@ class _Shop:
             return
         if not self._movers(maker):
             return
+        if self.target.form == "quantized" and held.dtype is not DType.UINT8:
+            why = f"{self.target.label} has no kernel for {held.dtype.value} activations"
+            self.misses.setdefault(maker.id, why)
+            return
         found = self._as_integers(source.id, held)
         if isinstance(found, NoUnit):
             if self._reads_integers(maker):

@@ -160,6 +160,11 @@ def narrowed(spec: QSpec, limits: IntRange) -> QSpec | None:
     return replace(spec, qmin=low, qmax=high) if low < high else None
 
 
+def within(spec: QSpec, target: Target) -> QSpec | None:
+    """The spec of an activation within the target's integers; None if it has no such type."""
+    return narrowed(spec, target.activation_of(spec.dtype))
+
+
 def is_float(found: Type | None) -> bool:
     """Whether a value is a floating-point tensor, or a tuple of such."""
     match found:
@@ -398,7 +403,7 @@ def _fits(scheme: Scheme, kind: UnitKind, target: Target) -> bool:
 
 def activation_spec(scheme: Scheme, kind: UnitKind, target: Target) -> QSpec | None:
     """The activations of a scheme as a unit of this kind takes them; None if it cannot."""
-    limits = target.activation
+    limits = target.activation_of(scheme.static.dtype)
     if kind.qmax is not None and kind.qmax < limits.qmax:
         limits = replace(limits, qmax=kind.qmax)
     return narrowed(scheme.static, limits)
@@ -530,7 +535,7 @@ class _Desk:
         """The activation spec of a seat's scheme within the target's integers."""
         known = self.specs.get(id(seat.scheme))
         if known is None:
-            spec = narrowed(seat.scheme.static, self.scene.target.activation)
+            spec = within(seat.scheme.static, self.scene.target)
             assert spec is not None
             known = self.specs[id(seat.scheme)] = replace(spec, observer=_whole(spec.observer))
         return known

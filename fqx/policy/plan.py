@@ -262,9 +262,10 @@ def _float_output(made: Arrangement, node: Node) -> Float:
 
 
 def _narrowing(target: Target, seat: Seat) -> str:
-    asked, limits = seat.scheme.activation, target.activation
+    asked = seat.scheme.activation
     if asked is None:
         return ""
+    limits = target.activation_of(asked.dtype)
     if limits.qmin <= asked.qmin and asked.qmax <= limits.qmax:
         return ""
     return (

@@ -120,13 +120,15 @@ class Rule:
     """Nodes and the scheme they get; None leaves them float.
 
     `by` is the preset the rule belongs to, empty for the user's own. A strict rule that matches
-    nothing, or that later rules take entirely, is a fault; others are reported.
+    nothing, or that later rules take entirely, is a fault; others are reported. `note` is what
+    reports say of the rule instead of its selector.
     """
 
     select: Selector
     scheme: Scheme | None
     by: str = ""
     strict: bool = False
+    note: str = ""
 
     def required(self) -> Rule:
         """The same rule, strict."""
@@ -263,7 +265,7 @@ def _moved_in(rule: Rule, inner: Selector, home: str) -> Rule:
     select = inner if rule.select == everything() else inner & rule.select
     # a part of a recipe that the module has no use for is no mistake, unless it was one before
     by = rule.by or ("" if rule.is_strict else "within")
-    return Rule(select, scheme, by, rule.strict)
+    return Rule(select, scheme, by, rule.strict, rule.note)
 
 
 def custom_module(module: str, scheme: Scheme | None = None) -> Rule:
@@ -296,7 +298,7 @@ def resolve(recipe: Recipe, graph: Graph) -> Result[Resolution, Fault]:
     faults, remarks = _without_effect(recipe, graph, winner, taken)
     if faults:
         return Failure(faults[0])
-    made = [Choice(rule.scheme, str(rule)) for rule in recipe.rules]
+    made = [Choice(rule.scheme, rule.note or str(rule)) for rule in recipe.rules]
     return Success(
         Resolution({name: made[index] for name, index in winner.items()}, tuple(remarks))
     )
@@ -451,6 +453,7 @@ def recipe_to_arg(recipe: Recipe) -> Arg:
                 "scheme": None if rule.scheme is None else scheme_to_arg(rule.scheme),
                 "by": rule.by,
                 "strict": rule.strict,
+                **({"note": rule.note} if rule.note else {}),
             }
         )
         for rule in recipe.rules
@@ -472,7 +475,9 @@ def _rule_from_arg(arg: Arg) -> Result[Rule, Fault]:
     none: Result[Scheme | None, Fault] = Success(None)
     scheme = none if held is None else scheme_from_arg(held).map(_some)
     return selector_from_arg(fields["select"]).bind(
-        lambda select: scheme.map(lambda found: Rule(select, found, by, strict))
+        lambda select: scheme.map(
+            lambda found: Rule(select, found, by, strict, str(fields.get("note", "")))
+        )
     )
 
 

@@ -53,7 +53,8 @@ class Target:
     instructions the ranges rely on: `vnni` (products of full 8-bit ranges are summed exactly) or
     `any` (two neighbouring products are summed in int16, so the activation range is narrow).
     `form` is the tensor a quantized value is at run time: plain integers (`plain`) or torch's
-    quantized dtypes (`quantized`).
+    quantized dtypes (`quantized`). `also` are integers of other types that a recipe may ask of
+    activations: no kernel takes them, and such units stay as `convert` writes them.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Target:
     units: tuple[UnitKind, ...]
     kernels: tuple[Kernel, ...] = ()
     form: str = "plain"
+    also: tuple[IntRange, ...] = ()
+
+    def activation_of(self, dtype: DType) -> IntRange:
+        """The integers of activations of one type; those of the kernels if there are no such."""
+        ranges = (self.activation, *self.also)
+        return next((held for held in ranges if held.dtype == dtype), self.activation)
 
     @property
     def label(self) -> str:
@@ -121,6 +128,7 @@ def target_to_arg(target: Target) -> FrozenMap[Arg]:
             "weight": range_to_arg(target.weight),
             "units": tuple(kind.name for kind in target.units),
             "tables": _mark(target),
+            **({"also": tuple(map(range_to_arg, target.also))} if target.also else {}),
         }
     )
 

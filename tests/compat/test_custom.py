@@ -30,8 +30,8 @@ from fqx.compat.custom import (
     backend_config,
     convert_config,
     fuse_config,
-    is_stock,
     prepare_config,
+    stock_backend,
 )
 
 
@@ -118,13 +118,13 @@ def test_every_row_of_a_backend_is_read(made: Callable[[], BackendConfig]) -> No
     assert backend_config(backend.to_dict()).unwrap() == found
 
 
-@pytest.mark.parametrize("made", [get_native_backend_config, get_qnnpack_backend_config])
-def test_a_backend_with_other_rows_is_not_the_stock_one(made: Callable[[], BackendConfig]) -> None:
-    stock = made()
-    fewer = BackendConfig(stock.name).set_backend_pattern_configs(stock.configs[1:])
-    renamed = made().set_name("own")
-    found = [backend_config(given).unwrap() for given in (stock, fewer, renamed)]
-    assert [held is not None and is_stock(held) for held in found] == [True, False, False]
+def test_a_bare_name_and_none_stand_for_stock_backends() -> None:
+    for name in ("native", "x86", "fbgemm", "onednn", "qnnpack", "executorch", "tensorrt"):
+        found = stock_backend({"name": name}).unwrap()
+        assert found.name == name and found.rows
+    assert stock_backend(None).unwrap().name == "native"
+    assert stock_backend(BackendConfig("own")).unwrap() == Backend("own", ())
+    assert "'mine'" in stock_backend({"name": "mine"}).failure().reason
 
 
 def test_bounds_of_a_backend_are_kept() -> None:

@@ -430,12 +430,17 @@ def test_a_module_is_standalone_inside_a_standalone_one() -> None:
     assert sqnr(model(*data), made(*data)) > 30.0
 
 
-def test_a_standalone_module_that_is_not_there_or_has_another_backend_is_refused() -> None:
+def test_a_standalone_module_that_is_not_there_is_refused() -> None:
     model, data = blocks()
     prepare = PrepareCustomConfig().set_standalone_module_name("blok", None, data, None, None)
     with pytest.raises(new.BadConfig, match="no module 'blok' to be standalone"):
         new.prepare_fx(model, minmax(), data, prepare)
-    own = BackendConfig("own")
-    prepare = PrepareCustomConfig().set_standalone_module_class(Block, None, data, None, own)
-    with pytest.raises(new.BadConfig, match="the backend 'own'"):
-        new.prepare_fx(model, minmax(), data, prepare)
+
+
+def test_a_standalone_module_has_a_backend_of_its_own() -> None:
+    model, data = blocks()
+    nothing = BackendConfig("nothing")
+    prepare = PrepareCustomConfig().set_standalone_module_class(Block, None, data, None, nothing)
+    made = run(new, model, minmax(), data, prepare, None)
+    assert made.state_dict()["block.up.weight"].dtype is torch.float32
+    assert made.state_dict()["last.weight"].dtype is torch.int8

@@ -19,7 +19,8 @@ from torch.ao.quantization import (
 from torch.ao.quantization.observer import default_fixed_qparams_range_0to1_observer
 from torch.nn import functional
 
-from fqx.compat.patterns import standings
+from fqx.compat.backend import rulings
+from fqx.compat.custom import stock_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,8 +43,9 @@ def told(function: Callable[[Any, Tensor], Tensor], qconfig: Any) -> list[str]:
     """The standings of the function's calls, in order."""
     traced = fx.symbolic_trace(Told(function))
     calls = [n.name for n in traced.graph.nodes if n.op.startswith("call")]
-    found = standings(traced, dict.fromkeys(calls, qconfig))
-    return [found[name] for name in calls]
+    found = rulings(traced, dict.fromkeys(calls, qconfig), stock_backend(None).unwrap())
+    said = [found[name] for name in calls]
+    return [("refused" if r.refusal else "taken") if r.is_matched else "free" for r in said]
 
 
 MAKE: Any = QConfig
