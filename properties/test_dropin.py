@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ from torch.ao.quantization import (
 from fqx.compat.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx
 from fqx.ir.fault import FaultKind
 from fqx.ir.trail import Halt
-from fqx.testing.models import ModelSample, model_samples
+from fqx.testing.models import Instruction, ModelSample, model_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # each example goes the whole road several times
@@ -217,32 +219,22 @@ def scales(module: Any) -> list[float]:
     ]
 
 
-PROGRAM = """
-import hashlib, warnings
-warnings.simplefilter("ignore")
-import torch
-from torch.ao.quantization import get_default_qconfig_mapping
-from fqx.compat.quantize_fx import convert_fx, prepare_fx
-from fqx.testing.models import Instruction, ModelSample
-
-sample = ModelSample(
-    (Instruction("module:nested:0", 0, (0,)), Instruction("binary:add", 1, (2, 1))), "tensor", 3
-)
-made = prepare_fx(sample.model(), get_default_qconfig_mapping("x86"), sample.inputs(4))
-made(*sample.inputs(4))
-found = convert_fx(made)
-parts = [found.code, *map(str, found.state_dict())]
-parts += [str(tensor.tolist()) for tensor in found.state_dict().values()]
-parts.append(str(found(*sample.inputs(2)).tolist()))
-print(hashlib.sha256("".join(parts).encode()).hexdigest())
-"""
+def digest() -> str:
+    """A hash of the program, the state and the output that one fixed model becomes."""
+    instructions = Instruction("module:nested:0", 0, (0,)), Instruction("binary:add", 1, (2, 1))
+    sample = ModelSample(instructions, "tensor", 3)
+    found = convert_fx(prepared(sample, sample.model(), get_default_qconfig_mapping("x86"), None))
+    held = [*found.state_dict().values(), *tensors(found(*sample.inputs(2)))]
+    parts = [found.code, *found.state_dict(), *(str(tensor.tolist()) for tensor in held)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def test_a_second_process_gives_the_same_program_and_bits() -> None:
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    ]
-    assert said[0] == said[1] and len(said[0].strip()) == 64
+    said = subprocess.run(
+        [sys.executable, "-c", "from properties.test_dropin import digest; print(digest())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+    assert said.stdout.strip() == digest()

@@ -21,6 +21,7 @@ from torch.ao.quantization import (
     default_dynamic_qconfig,
     default_weight_observer,
     float16_dynamic_qconfig,
+    float16_static_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
     get_default_qconfig_mapping,
@@ -301,3 +302,36 @@ def test_a_row_of_another_name_for_the_same_rows_gives_the_same_program() -> Non
     two, _, _ = both(everywhere(integers(torch.quint8)), None)
     assert torch.equal(new.convert_fx(one)(batch), new.convert_fx(two)(batch))
     assert new.convert_fx(one).code == new.convert_fx(two).code
+
+
+class Halves(nn.Module):
+    """What the backend with half precision takes: a linear, a sum, a known range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 16) to (n, 16)."""
+        y = self.one(x)
+        return torch.sigmoid(self.two(y) + y)
+
+
+def test_static_half_precision_is_taken_where_the_backend_has_it() -> None:
+    from torch.ao.quantization.backend_config.native import (
+        get_test_only_legacy_native_backend_config,
+    )
+
+    torch.manual_seed(0)
+    model, batch, mapping = Halves().eval(), torch.randn(8, 16), everywhere(float16_static_qconfig)
+    for config, verdict in (
+        (None, Verdict.FLOAT),
+        (get_test_only_legacy_native_backend_config(), Verdict.HALF),
+    ):
+        ours = new.prepare_fx(model, mapping, (batch,), backend_config=config)
+        theirs: Any = old.prepare_fx(copy.deepcopy(model), mapping, (batch,), backend_config=config)
+        names = map(NodeId, ("one", "two", ":add", ":sigmoid"))
+        assert {ours.fqx_plan[name].verdict for name in names} == {verdict}
+        made, wanted = new.convert_fx(ours), old.convert_fx(theirs, backend_config=config)
+        # results below 1 in half precision: torch sums in another order, one step is 2 ** -11
+        torch.testing.assert_close(made(batch), wanted(batch), rtol=0, atol=2.0**-11)
