@@ -20,9 +20,9 @@ from torch import fx, nn
 
 from fqx.compat.assignment import Assignment, Order, qconfig_of
 from fqx.compat.backend import refusal_of_class
+from fqx.compat.borders import Giving, Reading, count_of_outputs, grids_of
 from fqx.compat.custom import (
     Backend,
-    PrepareConfig,
     convert_config,
     fuse_config,
     prepare_config,
@@ -95,8 +95,8 @@ class Settings:
     """What convert has to know of prepare.
 
     `orders` are what order entries of a mapping say to take each node, `kinds` the classes of
-    modules whose weights are quantized, `preserved` what to keep, `customs` the paths of
-    replaced modules.
+    modules whose weights are quantized, `preserved` what to keep, `inputs` and `outputs` the
+    places of quantized tensors, `customs` the paths of replaced modules.
     """
 
     target: Target
@@ -104,6 +104,8 @@ class Settings:
     orders: Mapping[NodeId, Order]
     preserved: Mapping[str, object]
     kinds: Mapping[NodeId, tuple[type[nn.Module], Any]]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     customs: tuple[str, ...] = ()
 
 
@@ -141,7 +143,7 @@ def prepare_fx(
     mapping = _mapping(qconfig_mapping)
     leveling = None if _equalization_config is None else _mapping(_equalization_config)
     backend = _read(stock_backend(backend_config))
-    custom = _readable(_read(prepare_config(prepare_custom_config)))
+    custom = _read(prepare_config(prepare_custom_config))
     parts = _read(parts_of(custom, model))
     leaves = parts.leaves
     target = _target()
@@ -153,8 +155,16 @@ def prepare_fx(
     _tell(assignment)
     trail = _value(observe(recipe, target).run(fused))
     kept = _preserved(custom.preserved, model)
-    customs = tuple(parts.customs)
-    settings = Settings(target, mapping, assignment.orders, kept, assignment.kinds, customs)
+    settings = Settings(
+        target,
+        mapping,
+        assignment.orders,
+        kept,
+        assignment.kinds,
+        _places("input", custom.quantized_inputs, len(fused.graph.signature.inputs)),
+        _places("output", custom.quantized_outputs, count_of_outputs(fused.graph)),
+        tuple(parts.customs),
+    )
     plan = trail.steps[-1].evidence
     assert isinstance(plan, Plan)
     made = _value(observed(trail.graph, settings, plan))
@@ -243,7 +253,7 @@ def convert_to_reference_decomposed_fx(
     module = _prepared(graph_module)
     trail = _converted(module, qconfig_mapping, backend_config, Pipeline())
     reference = _finished(module, convert_custom_config, trail)
-    made = decomposed(reference, trail.graph)
+    made = _bordered(decomposed(reference, trail.graph), _settings(module), trail)
     made.meta.update(reference.meta)
     return _with_attributes(made, _kept(module, convert_custom_config))
 
@@ -340,24 +350,6 @@ def _qconfigs(mapping: Any) -> dict[str, Any]:
     for table, held in tables.items():
         found |= {f"{table} {key}": qconfig for key, qconfig in held.items()}
     return found
-
-
-def _readable(config: PrepareConfig) -> PrepareConfig:
-    """The config, if it asks for nothing but what is read here."""
-    unread = {
-        "input_quantized_indexes": config.quantized_inputs,
-        "output_quantized_indexes": config.quantized_outputs,
-    }
-    found = next((name for name, held in unread.items() if held), None)
-    if found is None:
-        return config
-    raise BadConfig(
-        Fault(
-            FaultKind.BAD_RECIPE,
-            f"prepare_custom_config.{found} is not read here",
-            "quantize that part of the model by itself and put the result in its place",
-        )
-    )
 
 
 def _read(result: Result[A, Fault]) -> A:
@@ -463,13 +455,40 @@ def _finished(module: Observed, config: Any, trail: Trail) -> fx.GraphModule:
     found = {step.evidence.kind: step.evidence for step in trail.steps if step.evidence}
     told = {f"fqx_{kind}": found[kind] for kind in ("plan", "lowering") if kind in found}
     made.meta.update(told)
-    return made
+    return _bordered(made, _settings(module), trail)
 
 
 def _kept(module: Observed, config: Any) -> Mapping[str, object]:
     """The attributes to keep: those prepare was told of, and those convert is told of."""
     names = _read(convert_config(config)).preserved
     return {**_settings(module).preserved, **_preserved(names, module)}
+
+
+def _places(side: str, asked: tuple[int, ...], count: int) -> tuple[int, ...]:
+    beyond = [at for at in asked if not 0 <= at < count]
+    if beyond:
+        raise BadConfig(
+            Fault(
+                FaultKind.BAD_RECIPE,
+                f"{side}_quantized_indexes: there is no {side} {beyond[0]}, only {count}",
+                "count the tensors the model takes, or the items of the tuple it returns, from 0",
+            )
+        )
+    return asked
+
+
+def _bordered(made: M, settings: Settings, trail: Trail) -> M:
+    """The module taking and giving quantized tensors where prepare was told so."""
+    if settings.inputs:
+        names = tuple(str(n.target) for n in made.graph.nodes if n.op == "placeholder")
+        made.register_forward_pre_hook(Reading(settings.inputs, names), with_kwargs=True)
+    if settings.outputs:
+        stages = [graph for graph in trail.graphs() if graph.stage is Stage.QUANTIZED]
+        grids = grids_of(stages[0], settings.outputs)
+        if not any(grids):
+            warnings.warn("output_quantized_indexes: such outputs are float", stacklevel=4)
+        made.register_forward_hook(Giving(grids))
+    return made
 
 
 def _originals(trail: Trail) -> dict[str, list[torch.Tensor | None]]:

@@ -65,7 +65,8 @@ class Program(fx.GraphModule):
     """A materialized graph. `fqx_program` is the graph it was made of, without tensors.
 
     `forward` names an input that does not fit the signature before any kernel runs. The module
-    keeps its dtype and device. deepcopy, pickle and torch.save work; packed weights stay behind.
+    keeps its dtype and device. deepcopy, pickle and torch.save work and keep hooks of its calls;
+    packed weights stay behind.
     """
 
     fqx_program: Graph
@@ -97,7 +98,7 @@ class Program(fx.GraphModule):
             # as torch.fx does it: the module comes back as an ordinary GraphModule
             return super().__reduce__()
         parts = (self.fqx_program, dict(_tensors(self)), dict(_kept(self)), self.training)
-        return _revive, (*parts, preserved(self))
+        return _revive, (*parts, preserved(self), _hooks(self))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -281,7 +282,8 @@ def _twin(module: Program, change: Callable[[Any], Any], memo: dict[int, Any] | 
     tensors = {path: change(tensor) for path, tensor in _tensors(module).items()}
     leaves = {path: change(leaf) for path, leaf in _kept(module).items()}
     held = {name: change(value) for name, value in preserved(module).items()}
-    twin = _revive(module.fqx_program, tensors, leaves, module.training, held)
+    parts = module.fqx_program, tensors, leaves, module.training, held
+    twin = _revive(*parts, _hooks(module))
     if module._edited:
         twin.graph = copy.deepcopy(module.graph)
     if memo is not None:
@@ -295,6 +297,7 @@ def _revive(
     leaves: Mapping[str, nn.Module],
     training: bool,
     attributes: Mapping[str, object],
+    hooks: Mapping[str, Mapping[int, Any]],
 ) -> Program:
     """The module again from what `__reduce__` keeps."""
     # imported here: materialize builds modules of this class
@@ -302,7 +305,17 @@ def _revive(
 
     module = rebuild(program, tensors, leaves)
     module.train(training)
+    for table, held in hooks.items():
+        module.__dict__[table].update(held)
     return preserving(module, attributes)
+
+
+def _hooks(module: Program) -> dict[str, dict[int, Any]]:
+    """The hooks of the module's calls, by the names of nn.Module's tables of them."""
+    tables = ("_forward_pre_hooks", "_forward_hooks")
+    kinds = ("", "_with_kwargs", "_always_called")
+    names = (f"{table}{kind}" for table in tables for kind in kinds)
+    return {name: dict(held) for name in names if (held := module.__dict__.get(name))}
 
 
 def preserved(module: Program) -> dict[str, object]:

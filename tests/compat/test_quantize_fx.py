@@ -694,8 +694,8 @@ def test_wrong_configs_are_named() -> None:
         new.prepare_fx(case.model, wrong, (case.batch,))
     with pytest.raises(new.BadConfig, match="arrives with quantization-aware training"):
         new.prepare_qat_fx(case.model, minmax(), (case.batch,))
-    config = PrepareCustomConfig().set_input_quantized_indexes([0])
-    with pytest.raises(new.BadConfig, match="input_quantized_indexes"):
+    config = PrepareCustomConfig().set_input_quantized_indexes([1])
+    with pytest.raises(new.BadConfig, match="there is no input 1, only 1"):
         new.prepare_fx(case.model, minmax(), (case.batch,), config)
     with pytest.raises(new.BadConfig, match="'tensorflow'"):
         new.prepare_fx(case.model, minmax(), (case.batch,), backend_config={"name": "tensorflow"})
@@ -704,7 +704,7 @@ def test_wrong_configs_are_named() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"input_quantized_idxs": [0]}, "input_quantized_indexes"),
+        ({"output_quantized_idxs": [2]}, "output_quantized_indexes: there is no output 2"),
         ({"float_to_observed_custom_module_class": {"static": {nn.ReLU: nn.ELU}}}, "from_float"),
         ({"non_traceable_module_nam": ["0"]}, "no part 'non_traceable_module_nam'"),
     ],
