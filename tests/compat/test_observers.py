@@ -222,7 +222,6 @@ def test_a_table_of_embeddings_has_the_qparams_of_torch(bits: int) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (qconfig.float16_static_qconfig, "activations rounded to float16"),
         (
             _pair(qconfig.float16_dynamic_qconfig.activation, observer.default_weight_observer),
             "need a float16 weight",
@@ -235,6 +234,13 @@ def test_a_table_of_embeddings_has_the_qparams_of_torch(bits: int) -> None:
 )
 def test_halves_that_do_not_go_together_are_a_fault(given: Any, reason: str) -> None:
     assert reason in scheme_of_qconfig(given).failure().reason
+
+
+def test_static_halves_round_activations_and_weights() -> None:
+    scheme = scheme_of_qconfig(qconfig.float16_static_qconfig).unwrap()
+    assert scheme is not None and scheme.mode is Mode.FLOAT16_STATIC
+    dynamic = scheme_of_qconfig(qconfig.float16_dynamic_qconfig).unwrap()
+    assert dynamic is not None and dynamic.mode is Mode.FLOAT16
 
 
 def test_nothing_is_asked_of_operators_left_alone() -> None:
