@@ -293,6 +293,9 @@ def test_a_layer_behind_a_standalone_module_stays_float() -> None:
     custom = PrepareCustomConfig().set_standalone_module_name("0", None, inputs, None, None)
     theirs = by_torch(model, inputs, prepare_custom_config=custom)
     assert isinstance(theirs.get_submodule("1"), reference.Linear)
+    ours = by_dropin(model, inputs, prepare_custom_config=custom)
+    assert calls(ours, "native_linear") == 2
+    assert relative_error(ours, model, inputs) <= RIGHT
     recipe = fqx.int8_static() | fqx.within("0", fqx.int8_static())
     done = fqx.quantize(model, inputs, [inputs], recipe=recipe, progress=False).unwrap()
     assert done.coverage().int8_share == 1.0
@@ -579,7 +582,9 @@ def test_an_attention_as_a_custom_module_cannot_be_calibrated() -> None:
     observed = old.prepare_fx(copy.deepcopy(model), default(), (x,), custom)
     with pytest.raises(AttributeError, match="'tuple' object has no attribute"):
         observed(x)
-    assert relative_error(by_dropin(model, (x,), default()), model, (x,)) <= RIGHT
+    for more in ({}, {"prepare_custom_config": custom}):
+        ours = by_dropin(model, (x,), default(), **more)
+        assert relative_error(ours, model, (x,)) <= RIGHT
     assert relative_error(quantized_by_fqx(model, (x,)), model, (x,)) <= RIGHT
 
 
