@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fqx.audit.advise import Advice, advise
     from fqx.audit.blame import blame
     from fqx.audit.compare import Comparison, compare, compare_weights
+    from fqx.audit.costs import measure_costs
     from fqx.audit.coverage import coverage
     from fqx.audit.explain import explain
     from fqx.audit.macs import count_macs
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from fqx.passes.observe import observe, observe_plan
     from fqx.passes.pipeline import Pass, Pipeline
     from fqx.passes.smooth import equalize_inputs, smooth
+    from fqx.policy.costs import Costs, costs_from_json
     from fqx.policy.plan import Plan, make_plan
     from fqx.policy.recipe import (
         Recipe,
@@ -68,12 +70,14 @@ if TYPE_CHECKING:
     from fqx.targets.native import native
     from fqx.targets.onednn import onednn
     from fqx.targets.reference import reference
+    from fqx.targets.timings import built_in_costs
 
 __all__ = [
     "Advice",
     "CustomModule",
     "custom_module",
     "Comparison",
+    "Costs",
     "Fault",
     "FaultKind",
     "Graph",
@@ -95,6 +99,7 @@ __all__ = [
     "apply",
     "blame",
     "borders",
+    "built_in_costs",
     "calibrate",
     "capture",
     "clean",
@@ -102,6 +107,7 @@ __all__ = [
     "compare_weights",
     "convert",
     "correct_bias",
+    "costs_from_json",
     "count_macs",
     "coverage",
     "decompose_attention",
@@ -124,6 +130,7 @@ __all__ = [
     "lower",
     "make_plan",
     "materialize",
+    "measure_costs",
     "module_type",
     "native",
     "node",
@@ -161,6 +168,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "audit.advise": "Advice advise",
             "audit.blame": "blame",
             "audit.compare": "Comparison compare compare_weights",
+            "audit.costs": "measure_costs",
             "audit.coverage": "coverage",
             "audit.explain": "explain",
             "audit.macs": "count_macs",
@@ -191,6 +199,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.observe": "observe observe_plan",
             "passes.pipeline": "Pass Pipeline",
             "passes.smooth": "equalize_inputs smooth",
+            "policy.costs": "Costs costs_from_json",
             "policy.plan": "Plan make_plan",
             "policy.recipe": (
                 "Recipe Rule Scheme custom_module float16 float16_static float_ int8_dynamic"
@@ -201,6 +210,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "targets.native": "native",
             "targets.onednn": "onednn",
             "targets.reference": "reference",
+            "targets.timings": "built_in_costs",
         }.items()
         for name in names.split()
     }

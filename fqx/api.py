@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fqx.audit.costs import measure_costs, sizes_of
 from fqx.audit.coverage import Coverage, coverage
 from fqx.audit.explain import Explanation, explain
-from fqx.audit.measure import show_bytes, weight_bytes
+from fqx.audit.measure import Contest, contest, show_bytes, weight_bytes
 from fqx.edge.artefact import FilePath, Weights, save_model, save_trail
 from fqx.edge.artefact import load as load_artefact
 from fqx.edge.capture import capture
@@ -19,9 +20,9 @@ from fqx.edge.materialize import materialize
 from fqx.edge.modules import GraphModule, Module, Modules
 from fqx.ir.fault import Fault
 from fqx.ir.graph import Graph
-from fqx.ir.names import Digest
+from fqx.ir.names import Digest, Stage
 from fqx.ir.trail import Halt, Trail
-from fqx.kit.result import Result
+from fqx.kit.result import Result, Success
 from fqx.passes.calibrate import calibrate
 from fqx.passes.clean import clean
 from fqx.passes.convert import convert
@@ -31,20 +32,33 @@ from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Pipeline
 from fqx.passes.smooth import smooth
+from fqx.policy.costs import Costs
 from fqx.policy.plan import Plan
 from fqx.policy.recipe import Recipe, Rule, int8_static
 from fqx.policy.target import Target
+from fqx.targets.timings import built_in_costs
 
-Objective = Literal["balanced", "accuracy", "speed"]
+Objective = Literal["balanced", "accuracy", "coverage", "speed"]
+"""What a program is made for.
+
+`balanced` runs on integers what pays and keeps its accuracy by the statistics; `accuracy` leaves
+more in float where these warn, `coverage` less; `speed` is balanced, and takes the kernels, and the
+units in float, by which the whole program takes least time by a table of costs.
+"""
 
 _NO_REWRITES = Pipeline()
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A finished trail: what ran, what was decided, and the program that came out."""
+    """A finished trail: what ran, what was decided, and the program that came out.
+
+    `timing` is int8 against float, where costs were measured; where int8 did not pay the trail ends
+    with the float program.
+    """
 
     trail: Trail
+    timing: Contest | None = None
 
     @property
     def graph(self) -> Graph:
@@ -102,6 +116,7 @@ class Quantized:
         lines += [
             f"  weights  {show_bytes(weight_bytes(base))} -> {show_bytes(weight_bytes(graph))}"
         ]
+        lines += [f"  time     {self.timing}"] if self.timing is not None else []
         lines += [f"  {line}" for line in repr(self.coverage()).splitlines()[:5]]
         return "\n".join(lines)
 
@@ -122,6 +137,7 @@ def quantize(
     dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
     objective: Objective = "balanced",
     rewrites: Pass | Pipeline = _NO_REWRITES,
+    costs: Costs | Literal["measured"] | None = None,
     inputs: Callable[[object], object] | None = None,
     progress: bool = True,
 ) -> Result[Quantized, Halt]:
@@ -132,13 +148,47 @@ def quantize(
     weight-only recipes measure nothing and need none. Without a
     `target` it is onednn on x86 and native/qnnpack on ARM, narrowed by `probe` to what this machine
     computes exactly. `dynamic_shapes` names free dimensions beside the batch, per input. The
-    `objective` `accuracy` leaves more in float where the statistics warn, `speed` less. `rewrites`
-    are passes to run between `fuse` and `observe`, such as `decompose_recurrent()`,
-    `decompose_attention()` and `equalize()`.
+    `objective` `accuracy` leaves more in float where the statistics warn, `coverage` less; `speed`
+    runs each unit where the whole program takes least time, by the target's built-in table of
+    costs, at the sizes of the example. With a table of your own as `costs` that one is used;
+    `"measured"` measures one on this machine first. A program chosen by measured costs is timed
+    against the float one, which is what you get, with a note, unless int8 is faster by more than
+    the spread of the times. `rewrites` are passes to run between `fuse` and `observe`, such as
+    `decompose_recurrent()`, `decompose_attention()` and `equalize()`.
 
     Faults: those of capture, of every pass, UNSUPPORTED_TARGET, INTERRUPTED (with what was
     calibrated so far in the trail's halt).
     """
+    args = () if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+    named = example_inputs if isinstance(example_inputs, Mapping) else (kwargs or {})
+
+    def finished(here: Target, trail: Trail) -> Result[Quantized, Halt]:
+        line = pipeline(
+            here,
+            calibration,
+            recipe,
+            objective=objective,
+            rewrites=rewrites,
+            inputs=inputs,
+            progress=progress,
+        )
+        above, last = Pipeline(line.passes[:-1]), line.passes[-1:]
+        if costs is None and objective != "speed":
+            return line.run(trail).map(Quantized)
+        return above.run(trail).bind(
+            lambda done: (
+                _table(done.graph, here, costs, args, named)
+                .alt(lambda fault: Halt(fault, done))
+                .bind(
+                    lambda table: (
+                        Pipeline(last if table is None else (lower(here, table),))
+                        .run(done)
+                        .bind(lambda made: _timed(made, table, args, named))
+                    )
+                )
+            )
+        )
+
     return (
         _machine_target(target)
         .alt(Halt)
@@ -150,20 +200,55 @@ def quantize(
                 how=how,
                 leaves=tuple(leaves),
                 dynamic=dynamic_shapes,
-            ).bind(
-                lambda trail: pipeline(
-                    here,
-                    calibration,
-                    recipe,
-                    objective=objective,
-                    rewrites=rewrites,
-                    inputs=inputs,
-                    progress=progress,
-                ).run(trail)
-            )
+            ).bind(lambda trail: finished(here, trail))
         )
-        .map(Quantized)
     )
+
+
+def _table(
+    graph: Graph,
+    target: Target,
+    costs: Costs | Literal["measured"] | None,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> Result[Costs | None, Fault]:
+    """The table to lower by: that of the caller, one measured now, or the built-in one."""
+    if costs == "measured":
+        return measure_costs(graph, args, target, kwargs).map(_either)
+    if costs is not None:
+        return Success(costs)
+    table = built_in_costs(target)
+    if table is None:
+        return Success(None)
+    return sizes_of(graph, args, kwargs).map(table.sized)
+
+
+def _either(costs: Costs) -> Costs | None:
+    return costs
+
+
+def _timed(
+    trail: Trail, costs: Costs | None, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Result[Quantized, Halt]:
+    """The trail, or where measured costs did not pay in the end its float beginning."""
+    if costs is None or not costs.measured:
+        return Success(Quantized(trail))
+    floats = [at for at, graph in enumerate(trail.graphs()) if graph.stage in _FLOATS]
+    start = Trail(trail.base, trail.steps[: floats[-1]], trail.notes)
+
+    def decided(int8: GraphModule, floating: GraphModule) -> Quantized:
+        timing = contest(int8, floating, args, kwargs)
+        if timing.pays:
+            return Quantized(trail, timing)
+        note = f"float was kept, since int8 is not faster by more than the spread: {timing}"
+        return Quantized(replace(start, notes=(*start.notes, note)), timing)
+
+    return materialize(trail.graph).bind(
+        lambda int8: materialize(start.graph).map(lambda floating: decided(int8, floating))
+    )
+
+
+_FLOATS = (Stage.FLOAT, Stage.FUSED)
 
 
 def pipeline(
@@ -173,10 +258,15 @@ def pipeline(
     *,
     objective: Objective = "balanced",
     rewrites: Pass | Pipeline = _NO_REWRITES,
+    costs: Costs | None = None,
     inputs: Callable[[object], object] | None = None,
     progress: bool = True,
 ) -> Pipeline:
-    """The passes `quantize` runs behind capture, to print, change and run yourself."""
+    """The passes `quantize` runs behind capture, to print, change and run yourself.
+
+    For `speed` and without `costs` the built-in table prices a batch of one.
+    """
+    table = built_in_costs(target) if costs is None and objective == "speed" else costs
     chosen = recipe if recipe is not None else _suited(int8_static(), objective)
     return (
         clean()
@@ -187,7 +277,7 @@ def pipeline(
         | smooth()
         | convert(target)
         | fold()
-        | lower(target)
+        | lower(target, table)
     )
 
 
@@ -213,8 +303,8 @@ def _machine_target(target: Target | str | None) -> Result[Target, Fault]:
 
 
 def _suited(recipe: Recipe, objective: Objective) -> Recipe:
-    """The preset with its smoothing thresholds moved towards accuracy, or towards speed."""
-    moved = {"balanced": 0.0, "accuracy": 6.0, "speed": -6.0}[objective]
+    """The preset with its smoothing thresholds moved towards accuracy, or towards coverage."""
+    moved = {"balanced": 0.0, "accuracy": 6.0, "coverage": -6.0, "speed": 0.0}[objective]
     return Recipe(tuple(_moved(rule, moved) for rule in recipe.rules)) if moved else recipe
 
 

@@ -29,7 +29,7 @@ from fqx.policy.cut import Choices, Problem, Shared, cheapest, price
 from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
-from fqx.targets.timings import built_in
+from fqx.targets.timings import built_in_costs
 from fqx.testing.graphs import Sample, samples
 from fqx.testing.laws import PASS_LAWS, broken, violations
 from fqx.testing.quantization import ROAD_LAWS, Road
@@ -101,7 +101,7 @@ def test_of_equal_cuts_the_one_with_most_integers_is_taken(problem: Problem) -> 
 
 def table_of(seed: int) -> Costs:
     """The kernels of the built-in table at drawn prices."""
-    whole = built_in(onednn())
+    whole = built_in_costs(onednn())
     assert whole is not None
     drawn = random.Random(seed)
     names = whole.formulas.keys()

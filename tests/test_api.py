@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 import fqx
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import Stage
+from fqx.kit.frozen import FrozenMap
 from fqx.kit.result import Result, fold
+from fqx.passes.lower import Lowering
 from fqx.testing.small import batches, small_net
 
 
@@ -139,11 +142,76 @@ def test_both_captures_give_one_program(done: fqx.Quantized) -> None:
 
 def test_objectives_are_recipes() -> None:
     target = fqx.probe(fqx.onednn()).unwrap()
-    texts = {
-        str(fqx.pipeline(target, batches(), objective=name))
-        for name in ("balanced", "accuracy", "speed")
-    }
-    assert len(texts) >= 1
+    lines = [
+        fqx.pipeline(target, batches(), objective=name).passes
+        for name in ("balanced", "accuracy", "coverage", "speed")
+    ]
+    asked = [[item.options for item in line] for line in lines]
+    assert all(one != two for one, two in combinations(asked, 2))
+
+
+def test_speed_says_of_every_unit_what_each_way_to_run_it_costs() -> None:
+    done = fqx.quantize(
+        small_net(), (batches()[0],), batches(), objective="speed", progress=False
+    ).unwrap()
+    lowering = done.trail.steps[-1].evidence
+    assert isinstance(lowering, Lowering)
+    assert lowering.estimate is not None
+    assert lowering.estimate.chosen <= lowering.estimate.int8
+    assert lowering.priced
+    for unit in lowering.priced:
+        account = str(done.explain(unit.anchor))
+        assert unit.chosen in account
+        assert "µs" in account
+    net, x = small_net(), batches()[0]
+    with torch.no_grad():
+        assert fqx.sqnr(net(x), done.materialize().unwrap()(x)) > 20.0
+    share = sum(row.macs for row in done.coverage().rows if row.reason.startswith("float costs"))
+    assert (share > 0) == any(unit.floating for unit in lowering.priced)
+
+
+def test_verdicts_of_costs_come_back_from_a_file(tmp_path: Path) -> None:
+    done = fqx.quantize(
+        small_net(), (batches()[0],), batches(), objective="speed", progress=False
+    ).unwrap()
+    done.save(tmp_path / "model.fqx").unwrap()
+    again = fqx.load(tmp_path / "model.fqx").unwrap()
+    assert again.coverage() == done.coverage()
+    assert again.graph.digest == done.graph.digest
+
+
+def test_what_was_measured_is_timed_against_float_and_loses_with_a_note() -> None:
+    net, x = small_net(), batches()[0]
+    table = fqx.Costs("dear", "vnni", 1, FrozenMap(), FrozenMap({"another call": 1.0}))
+    done = fqx.quantize(net, (x,), batches(), costs=table, progress=False).unwrap()
+    assert done.timing is not None
+    module = done.materialize().unwrap()
+    with torch.no_grad():
+        assert fqx.sqnr(net(x), module(x)) > 20.0
+    if done.timing.pays:
+        assert done.graph.stage is Stage.LOWERED
+    else:
+        assert done.graph.stage is Stage.FUSED
+        assert "float was kept" in done.trail.notes[-1]
+
+
+def test_costs_are_measured_of_a_quantized_graph_and_chosen_by() -> None:
+    net, x = small_net(), batches()[0]
+    target = fqx.probe(fqx.onednn()).unwrap()
+    line = fqx.pipeline(target, batches(), progress=False)
+    trail = fqx.capture(net, (x,)).bind(fqx.Pipeline(line.passes[:-1]).run).unwrap()
+    table = fqx.measure_costs(trail.graph, (x,), target, rounds=2).unwrap()
+    assert table.sizes["batch"] == x.shape[0]
+    assert all(time > 0.0 for time in table.measured.values())
+    lowering = fqx.lower(target, table).run(trail).unwrap().steps[-1].evidence
+    assert isinstance(lowering, Lowering)
+    assert lowering.estimate is not None
+    assert lowering.estimate.digest == table.digest
+    prices = [price for unit in lowering.priced for _, price in unit.prices]
+    assert prices
+    assert None not in prices
+    wrong = fqx.measure_costs(trail.base, (x,), target)
+    assert fold(wrong, lambda _: None, lambda fault: fault.kind) is FaultKind.WRONG_STAGE
 
 
 def test_public_names_are_all_there() -> None:

@@ -4,20 +4,88 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fqx.edge.kernels import BINDERS, bind
+from fqx.edge.machine import probed, usual_target
 from fqx.edge.materialize import call_of
 from fqx.ir.arg import Arg, NodeRef
-from fqx.ir.names import NodeId
+from fqx.ir.fault import Fault, FaultKind
+from fqx.ir.graph import Graph
+from fqx.ir.names import NodeId, Stage
 from fqx.ir.node import Node
-from fqx.kit.result import attempt, fold
+from fqx.ir.signature import Poly, TensorType
+from fqx.ir.tree import fit_call
+from fqx.kit.frozen import FrozenMap
+from fqx.kit.result import Failure, Result, Success, attempt, fold
 from fqx.num.tensors import torch_dtype
-from fqx.policy.costs import SCALE, SHIFTED, Call, Given, Shaped
+from fqx.passes.lower import decide
+from fqx.policy.costs import SCALE, SHIFTED, Call, Costs, Given, Shaped
+from fqx.policy.target import Target
 
 Run = Callable[[], object]
+
+
+def measure_costs(
+    graph: Graph,
+    inputs: object,
+    target: Target | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    rounds: int = 30,
+    budget: float = 60.0,
+) -> Result[Costs, Fault]:
+    """Measure, here and now, every kernel and conversion that the units of a graph could use.
+
+    Takes the QUANTIZED graph that `lower` will be given, and the inputs of one call: their sizes
+    are those that are measured. Nothing is executed but single kernels on drawn tensors, on torch's
+    present number of threads, for at most about `budget` seconds. `target` is this machine's where
+    it is not told. A measurement: it is not the same twice, and a trail keeps the table. Faults:
+    INPUT_DOES_NOT_FIT, WRONG_STAGE for a graph of another stage.
+    """
+    if graph.stage is not Stage.QUANTIZED:
+        return Failure(
+            Fault(
+                FaultKind.WRONG_STAGE,
+                f"costs are measured of a quantized graph, and this one is {graph.stage.value}",
+                "hand in the graph behind convert and fold, as lower takes it",
+            )
+        )
+    call = inputs if isinstance(inputs, tuple) else (inputs,)
+    here = usual_target().bind(probed) if target is None else Success(target)
+    return here.bind(
+        lambda found: sizes_of(graph, call, kwargs).map(
+            lambda sizes: _measured(graph, found, sizes, rounds, budget)
+        )
+    )
+
+
+def _measured(
+    graph: Graph, target: Target, sizes: Mapping[str, int], rounds: int, budget: float
+) -> Costs:
+    empty = Costs("measured", target.isa, torch.get_num_threads(), FrozenMap()).sized(sizes)
+    _, calls = decide(graph, target, empty)
+    times = measure_calls(calls, rounds, budget=budget)
+    found = {call.text: float(f"{time:.4g}") for call, time in times.items()}
+    return replace(empty, measured=FrozenMap(found))
+
+
+def sizes_of(
+    graph: Graph, args: tuple[object, ...], kwargs: Mapping[str, object] | None = None
+) -> Result[dict[str, int], Fault]:
+    """The sizes of a graph's named dimensions in a call; INPUT_DOES_NOT_FIT if it is none."""
+    signature = graph.signature
+    return fit_call(signature, args, kwargs or {}).map(
+        lambda values: {
+            str(dim): size
+            for item, value in zip(signature.inputs, values, strict=True)
+            if isinstance(item.type, TensorType) and isinstance(value, Tensor)
+            for dim, size in zip(item.type.dims or (), value.shape, strict=False)
+            if isinstance(dim, Poly)
+        }
+    )
 
 
 def measure_calls(

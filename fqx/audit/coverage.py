@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fqx.ir.arg import Json
 from fqx.ir.graph import Graph
@@ -13,7 +13,8 @@ from fqx.ir.trail import Evidence, Trail
 from fqx.kit.result import attempt
 from fqx.ops.work import Work, work_of
 from fqx.policy.plan import Plan, decode_annotations
-from fqx.policy.verdicts import Annotation, Verdict
+from fqx.policy.priced import Priced, priced_from_json
+from fqx.policy.verdicts import Annotation, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,45 @@ class Decided:
 
 
 def decided(trail: Trail) -> Decided | None:
-    """The verdicts of the last step that planned; None where nothing was planned yet."""
+    """The verdicts of the last step that planned; None where nothing was planned yet.
+
+    What a lowering by costs decided behind it is in them.
+    """
+    priced: tuple[Priced, ...] = ()
     for step in reversed(trail.steps):
+        if step.evidence is not None and step.evidence.kind == "lowering" and not priced:
+            priced = _priced(step.evidence.to_json())
         if step.evidence is not None and step.evidence.kind == "plan":
             code = step.evidence.to_json()
             label = code.get("label") if isinstance(code, dict) else None
-            return Decided(str(label or ""), _annotations(step.evidence, code), code)
+            planned = _annotations(step.evidence, code)
+            return Decided(str(label or ""), _with_prices(planned, priced), code)
     return None
+
+
+def _priced(code: Json) -> tuple[Priced, ...]:
+    found = code.get("priced") if isinstance(code, dict) else None
+    listed = found if isinstance(found, list) else []
+    read = attempt(lambda: tuple(priced_from_json(item) for item in listed), lambda error: error)
+    return read.value_or(())
+
+
+def _with_prices(
+    planned: Mapping[NodeId, Annotation], priced: tuple[Priced, ...]
+) -> Mapping[NodeId, Annotation]:
+    """The plan's verdicts with each unit's prices, and units that went back to float as such."""
+    found = dict(planned)
+    for unit in priced:
+        for name in unit.nodes:
+            note = found.get(name)
+            if note is None:
+                continue
+            if unit.floating:
+                found[name] = replace(note, reason=Reason.FASTER_IN_FLOAT, text=str(unit))
+            elif name == unit.anchor:
+                text = "; ".join(part for part in (note.text, str(unit)) if part)
+                found[name] = replace(note, text=text)
+    return found
 
 
 def _annotations(evidence: Evidence, code: Json) -> Mapping[NodeId, Annotation]:

@@ -64,6 +64,55 @@ def latency(
     return Latency(statistics.median(times), min(times), len(times), torch.get_num_threads())
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Median seconds of a call in int8 and in float, taking turns, and how far runs lie apart.
+
+    `spread` is the wider of the two interquartile ranges.
+    """
+
+    int8: float
+    floating: float
+    spread: float
+    runs: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether int8 is faster by more than the spread."""
+        return self.floating - self.int8 > self.spread
+
+    def __repr__(self) -> str:
+        times = f"int8 {show_seconds(self.int8)}, float {show_seconds(self.floating)}"
+        return f"{times}, spread {show_seconds(self.spread)} of {self.runs} runs"
+
+
+def contest(
+    int8: Callable[..., object],
+    floating: Callable[..., object],
+    args: Sequence[object] = (),
+    kwargs: Mapping[str, object] | None = None,
+    runs: int = 31,
+    budget: float = 10.0,
+) -> Contest:
+    """Time two modules on one call, turn by turn; no new turn after `budget` seconds."""
+    named = dict(kwargs or {})
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        for module in (int8, floating, int8, floating):
+            module(*args, **named)
+        start = time.perf_counter()
+        while len(times[0]) < max(runs, 4):
+            for module, taken in zip((int8, floating), times, strict=True):
+                before = time.perf_counter()
+                module(*args, **named)
+                taken.append(time.perf_counter() - before)
+            if time.perf_counter() - start > budget and len(times[0]) >= 4:
+                break
+    quarters = [statistics.quantiles(taken, n=4) for taken in times]
+    spread = max(high - low for low, _, high in quarters)
+    return Contest(quarters[0][1], quarters[1][1], spread, len(times[0]))
+
+
 def sqnr(reference: object, found: object) -> float:
     """Signal to quantization noise in dB over all floating tensors of two equal output trees.
 

@@ -114,7 +114,9 @@ def _quantize(add: Add) -> None:
         default=[],
         help="keep this submodule whole and float; may be given again",
     )
-    made.add_argument("--objective", choices=("balanced", "accuracy", "speed"), default="balanced")
+    made.add_argument(
+        "--objective", choices=("balanced", "accuracy", "coverage", "speed"), default="balanced"
+    )
     made.add_argument("--out", metavar="FILE", help="save the model artefact here")
     made.add_argument("--trail", metavar="FILE", help="save the trail artefact here")
     made.add_argument(

@@ -10,7 +10,7 @@ is clamped once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ import torch
 
 from fqx.ir.arg import Arg, NodeRef, Ref, WeightRef, map_refs
 from fqx.ir.fault import Fault
-from fqx.ir.graph import OUTPUT, Graph, fresh_id, users, weight_users
+from fqx.ir.graph import OUTPUT, Graph, Use, fresh_id, users, weight_users
 from fqx.ir.names import NodeId, OpName, Path
 from fqx.ir.node import Node
 from fqx.ir.signature import Tree
@@ -66,6 +66,8 @@ class _Work:
     decision: Decision
     taken: dict[NodeId, None]
     moved: set[NodeId]
+    users: dict[NodeId, tuple[Use, ...]] = field(init=False)
+    paths: dict[Path, tuple[Use, ...]] = field(init=False)
     home: set[NodeId] = field(init=False)
     bytes: set[NodeId] = field(init=False)
     movers: set[NodeId] = field(init=False)
@@ -74,6 +76,7 @@ class _Work:
     stored: list[_Stored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.users, self.paths = users(self.graph), weight_users(self.graph)
         rulings = self.decision.rulings
         self.home = {name for item in rulings for name in item.offer.nodes}
         self.movers = {item.offer.anchor for item in rulings if item.offer.mover}
@@ -136,9 +139,7 @@ class _Work:
 
     def weights(self) -> Result[dict[Path, Weight], Fault]:
         """The float weights of the units, by their new paths."""
-        node_users, paths = users(self.graph), weight_users(self.graph)
-        tied = set(self.graph.ties) | set(self.graph.ties.values())
-        places: dict[NodeId, Path] = {}
+        places: dict[tuple[Arg, ...], Path] = {}
         for item in self.decision.rulings:
             anchor = self.graph[item.offer.anchor]
             arg = anchor.args[1] if len(anchor.args) > 1 and item.floating else None
@@ -146,27 +147,35 @@ class _Work:
             stored = node.args[0] if node is not None and node.op == "dequantize" else None
             if node is None or not isinstance(stored, WeightRef):
                 continue
-            if node.id not in places:
-                path = stored.path
-                alone = all(use.user in self.moved for use in node_users[node.id])
-                alone = alone and len(paths[path]) == 1 and path not in tied
-                places[node.id] = path if alone else self._path(path, set(places.values()))
-                self.stored.append(_Stored(node, path, places[node.id]))
-            self.reads[anchor.id, node.id] = WeightRef(places[node.id])
+            # call sites of one module read one weight
+            key = (*node.args, node.attrs["axis"])
+            if key not in places:
+                alone = self._is_alone(stored.path, key)
+                places[key] = stored.path if alone else self._path(stored.path, places.values())
+                self.stored.append(_Stored(node, stored.path, places[key]))
+            self.reads[anchor.id, node.id] = WeightRef(places[key])
         return gather(self._values(item) for item in self.stored).map(
             lambda made: {
                 item.place: weight for item, weight in zip(self.stored, made, strict=True)
             }
         )
 
-    def _path(self, path: Path, made: set[Path]) -> Path:
+    def _is_alone(self, path: Path, key: tuple[Arg, ...]) -> bool:
+        """Whether everybody who reads a weight reads it as these values, in float."""
+        readers = [self.graph[use.user] for use in self.paths[path] if use.user in self.graph]
+        if path in self.graph.ties.values() or len(readers) < len(self.paths[path]):
+            return False
+        return all(
+            (*node.args, node.attrs.get("axis")) == key
+            and all(use.user in self.moved for use in self.users[node.id])
+            for node in readers
+        )
+
+    def _path(self, path: Path, made: Iterable[Path]) -> Path:
         """A free path for the values of a weight whose integers are still read."""
-        stem, index = f"{path}_float", 0
-        place = Path(stem)
-        while place in self.graph.weights or place in made:
-            index += 1
-            place = Path(f"{stem}.{index}")
-        return place
+        taken = {*made, *self.graph.weights.keys(), *self.graph.ties.keys()}
+        names = (f"{path}_float", *(f"{path}_float_{at}" for at in range(1, len(taken) + 1)))
+        return next(place for name in names if (place := Path(name)) not in taken)
 
     def _values(self, item: _Stored) -> Result[Weight, Fault]:
         weight = self._weight(item.path)
@@ -194,9 +203,10 @@ class _Work:
         graph = self.graph
         nodes = list(self._nodes())
         replaced = [item for item in self.stored if item.place == item.path]
+        gone_paths = {item.path for item in replaced}
         scales = {item.node.args[1] for item in replaced}
         dropped = [scale.path for scale in scales if isinstance(scale, WeightRef)]
-        dead = {item.node.id for item in replaced}
+        dead = {use.user for path in gone_paths for use in self.paths[path]}
         nodes = [node for node in nodes if node.id not in dead]
         read = {path for node in nodes for path in node.weights()}
         gone = [path for path in dropped if path not in read and path not in graph.ties.values()]

@@ -67,10 +67,13 @@ SCALE, SHIFTED = 0.05, 64
 
 
 def nominal(attrs: FrozenMap[Arg]) -> FrozenMap[Arg]:
-    """Attributes of a kernel with nominal scales and zero points."""
+    """Attributes of a kernel with nominal scales and zero points.
+
+    A scale of 1 stays: it is that of a float result, which takes no other.
+    """
     found: dict[str, Arg] = {}
     for name, value in attrs.items():
-        if name.endswith("scale") and isinstance(value, float):
+        if name.endswith("scale") and isinstance(value, float) and value != 1.0:
             value = SCALE
         elif name.endswith("zero_point") and value != 0:
             value = SHIFTED

@@ -34,7 +34,7 @@ class Priced:
 
     def __str__(self) -> str:
         known = [(name, price) for name, price in self.prices if price is not None]
-        listed = sorted(known, key=lambda item: item[0] != self.chosen)
+        listed = sorted(known, key=lambda item: (item[0] != self.chosen, item[1], item[0]))
         told = "; ".join(f"{name} {price:.3g} µs" for name, price in listed)
         if self.margin is None:
             return told
@@ -51,6 +51,30 @@ class Priced:
             "prices": dict(self.prices),
             "margin": self.margin,
         }
+
+
+def priced_from_json(code: Json) -> Priced:
+    """Inverse of `Priced.to_json`; ValueError on anything else."""
+    match code:
+        case {
+            "anchor": str() as anchor,
+            "unit": str() as unit,
+            "nodes": list() as nodes,
+            "chosen": str() as chosen,
+            "prices": dict() as prices,
+            "margin": margin,
+        }:
+            names = tuple(NodeId(str(name)) for name in nodes)
+            listed = tuple((name, _price(item)) for name, item in prices.items())
+            return Priced(NodeId(anchor), unit, names, chosen, listed, _price(margin))
+        case _:
+            raise ValueError(f"not the prices of a unit: {code!r}")
+
+
+def _price(code: Json) -> float | None:
+    if code is None or (isinstance(code, (int, float)) and not isinstance(code, bool)):
+        return code
+    raise ValueError(f"not a price: {code!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Reason(Enum):
     DIVISION = "it divides by what smoothing put into a weight"
     RUINOUS_INPUT = "a per-tensor scale would ruin its input"
     NOT_OBSERVED = "an operand was not observed"
+    FASTER_IN_FLOAT = "float costs less here, conversions counted"
     UNFIT_SCHEME = "the target has no kernel for the integers the recipe asks for"
     # outside
     NO_ARITHMETIC = "it computes nothing"

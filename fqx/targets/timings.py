@@ -12,7 +12,7 @@ from fqx.policy.costs import Costs, Formula
 from fqx.policy.target import Target
 
 
-def built_in(target: Target) -> Costs | None:
+def built_in_costs(target: Target) -> Costs | None:
     """The table for a target's instructions; None for those nobody measured.
 
     The same target has the same table on every machine. Not measured: qnnpack, which is made for

@@ -10,7 +10,9 @@ from torch import nn
 
 from fqx.audit.macs import count_macs
 from fqx.audit.measure import (
+    Contest,
     call_of,
+    contest,
     decibels,
     latency,
     show_bytes,
@@ -104,3 +106,13 @@ def test_batches_are_calls() -> None:
     assert call_of(x) == ((x,), {})
     assert call_of([x, 1]) == ((x, 1), {})
     assert call_of({"x": x}) == ((), {"x": x})
+
+
+def test_a_contest_is_won_by_more_than_the_spread() -> None:
+    assert Contest(1.0, 2.0, 0.5, 9).pays
+    assert not Contest(1.0, 1.4, 0.5, 9).pays
+    assert not Contest(2.0, 1.0, 0.1, 9).pays
+    x = torch.randn(400, 400)
+    found = contest(lambda: None, lambda: x @ x @ x, runs=5)
+    assert found.runs == 5
+    assert found.int8 < found.floating

@@ -206,7 +206,7 @@ def test_steps_for_the_targets_that_probe_gives_are_replayed(
     assert not_replayed(read(tmp_path / "t.fqx").unwrap().trail) == {"calibrate": "a measurement"}
 
 
-@pytest.mark.parametrize("objective", ["accuracy", "balanced", "speed"])
+@pytest.mark.parametrize("objective", ["accuracy", "balanced", "coverage", "speed"])
 def test_every_objective_is_replayed(objective: Objective) -> None:
     done = fqx.quantize(
         small_net(), (batches()[0],), batches(), objective=objective, progress=False

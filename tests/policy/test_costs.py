@@ -26,7 +26,7 @@ from fqx.policy.costs import (
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
-from fqx.targets.timings import built_in
+from fqx.targets.timings import built_in_costs
 
 
 def convolution(op: str = "conv2d", groups: int = 1, **more: Arg) -> Call:
@@ -113,8 +113,8 @@ def test_what_is_no_table_is_refused(code: Json) -> None:
 
 def test_there_is_a_built_in_table_for_every_target_of_x86() -> None:
     for target in (onednn(), onednn().narrowed(), *(native(e).unwrap() for e in ("x86", "fbgemm"))):
-        table = built_in(target)
+        table = built_in_costs(target)
         assert table is not None
         assert (table.threads, table.measured) == (1, FrozenMap())
-    assert built_in(native("qnnpack").unwrap()) is None
-    assert built_in(reference()) is None
+    assert built_in_costs(native("qnnpack").unwrap()) is None
+    assert built_in_costs(reference()) is None
