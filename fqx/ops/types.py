@@ -69,7 +69,7 @@ def kernel_type(node: Node, lookup: Lookup) -> Type:
     row = OPS.get(OpName(name))
     if row is None or name in ("quantize", "dequantize", "relu", "clamp", "pad"):
         row = OPS[OpName("pad")] if name == "pad" else OPS[OpName("relu")]
-    made = row.infer(Call(node, row, lookup))
+    made = row.infer(Call(node, row, lambda ref: _unquantized(lookup(ref))))
     written = node.attrs.get("output") or node.attrs.get("dtype")
     width = node.attrs.get("width")
     if isinstance(width, int) and isinstance(made, TensorType) and made.dims is not None:
@@ -79,6 +79,13 @@ def kernel_type(node: Node, lookup: Lookup) -> Type:
     if name == "shift":
         return _of_dtype(made, DType.UINT8)
     return made if written is None else _of_dtype(made, DType(getattr(written, "value", written)))
+
+
+def _unquantized(held: Type) -> Type:
+    """A quantized tensor as one of the values it stands for: rules know no other."""
+    if isinstance(held, TensorType) and held.dtype is DType.QUINT8:
+        return TensorType(DType.FLOAT32, held.dims)
+    return held
 
 
 def _of_dtype(held: Type, dtype: DType) -> Type:

@@ -184,7 +184,7 @@ class _Choice:
 
     def _kernels(self, draft: Node) -> Iterator[Node]:
         """The kernels that compute what a drafted one does, the target's own first."""
-        if draft.attrs.get("engine") == "x86" and draft.op.startswith(_PACKED):
+        if draft.attrs.get("engine") == "x86" and draft.op in _PACKED:
             for engine in ("onednn", "fbgemm"):
                 yield replace(draft, attrs=draft.attrs.put("engine", engine))
             return
@@ -518,7 +518,8 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-_PACKED = ("native.conv", "native.linear")
+_PACKED = ("native.conv1d", "native.conv2d", "native.conv3d", "native.linear")
+"""What both engines compute exactly; of transposed convolutions each is wrong for some."""
 _UNKNOWN = "?"
 """Stands for an operand whose sizes are not known."""
 _BACK: FrozenMap[Arg] = FrozenMap({"dtype": DType.FLOAT32})

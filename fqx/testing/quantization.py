@@ -42,6 +42,7 @@ __all__ = ["ROAD_LAWS", "Road", "serves_batch_sizes"]
 Bind: TypeAlias = Callable[[OpName, FrozenMap[Arg]], Callable[..., Any]]
 Make: TypeAlias = Callable[[Graph], Callable[..., object]]
 
+_CONVERTING = ("input", "quantize", "dequantize")
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.quint8, torch.qint8))
 
 
@@ -227,7 +228,7 @@ def _weights_are_near(road: Road) -> str | None:
         old, made = before.weights.get(path), found[node.id]
         if old is None or old.dtype == after.weights[path].dtype:
             continue
-        assert isinstance(made, Tensor) and isinstance(scale, WeightRef) and isinstance(axis, int)
+        assert isinstance(made, Tensor) and isinstance(scale, WeightRef)
         shape = [-1 if index == axis else 1 for index in range(made.dim())]
         step = tensor_of(after.weights[scale.path]).unwrap().view(shape)
         error = (tensor_of(old).unwrap() - made).abs()
@@ -427,8 +428,12 @@ def _lowered_values(road: Road) -> dict[NodeId, object]:
     held: dict[NodeId, object] = {}
     for node in lowered:
         if not is_kernel(node):
-            known = node.id in truth
-            held[node.id] = truth[node.id] if known else _run(road, lowered, node, held)
+            # what moves integers as it is has the name of the node that moved values
+            moves = node.op not in _CONVERTING and any(
+                _is_integer(held[name]) for name in node.inputs()
+            )
+            name = quantizers.get(node.id, node.id) if moves else node.id
+            held[node.id] = truth[name] if name in truth else _run(road, lowered, node, held)
             continue
         made = _run(road, lowered, node, held)
         held[NodeId(f"!{node.id}")] = made
