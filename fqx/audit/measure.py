@@ -66,9 +66,10 @@ def latency(
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Median seconds of a call in int8 and in float, taking turns, and how far runs lie apart.
+    """Median seconds of a call in int8 and in float, taking turns, and how surely they are known.
 
-    `spread` is the wider of the two interquartile ranges.
+    `spread` is `1.57 · IQR / sqrt(runs)`, of the wider interquartile range: medians further apart
+    than that differ (McGill, Tukey and Larsen, "Variations of Box Plots", 1978).
     """
 
     int8: float
@@ -91,7 +92,7 @@ def contest(
     floating: Callable[..., object],
     args: Sequence[object] = (),
     kwargs: Mapping[str, object] | None = None,
-    runs: int = 31,
+    runs: int = 101,
     budget: float = 10.0,
 ) -> Contest:
     """Time two modules on one call, turn by turn; no new turn after `budget` seconds."""
@@ -109,8 +110,9 @@ def contest(
             if time.perf_counter() - start > budget and len(times[0]) >= 4:
                 break
     quarters = [statistics.quantiles(taken, n=4) for taken in times]
-    spread = max(high - low for low, _, high in quarters)
-    return Contest(quarters[0][1], quarters[1][1], spread, len(times[0]))
+    wide = max(high - low for low, _, high in quarters)
+    count = len(times[0])
+    return Contest(quarters[0][1], quarters[1][1], 1.57 * wide / math.sqrt(count), count)
 
 
 def sqnr(reference: object, found: object) -> float:
