@@ -140,7 +140,7 @@ def _pointwise(shape: tuple[int, ...]) -> Iterator[Call]:
     for other in dict.fromkeys((shape, gate)):
         for op in ("add", "mul"):
             sides = (codes, Shaped(_U8, other))
-            acts: dict[str, Arg] = {"relu": False} if op == "add" else {}
+            acts: dict[str, Arg] = {"relu": False}
             attrs = {**full, **pair, **acts, "output": "uint8"}
             yield Call(OpName(f"onednn.{op}"), sides, shape, FrozenMap(attrs))
             native: dict[str, Arg] = {**full, "qmax": 127, "relu": False, "engine": "x86"}
@@ -158,6 +158,11 @@ def _pointwise(shape: tuple[int, ...]) -> Iterator[Call]:
     yield Call(OpName("plain.relu"), (codes,), shape, FrozenMap({"zero_point": SHIFTED}))
     yield Call(OpName("plain.clamp"), (codes,), shape, FrozenMap({"low": 0, "high": 99}))
     yield Call(OpName("plain.shift"), (Shaped(_I8, shape),), shape)
+    steps: Arg = (("hardswish", (), FrozenMap({})),)
+    read: dict[str, Arg] = {"x_scale": SCALE, "x_zero_point": SHIFTED, "steps": steps}
+    attrs = {**full, **read}
+    yield Call(OpName("plain.table"), (codes,), shape, FrozenMap({**attrs, "output": "uint8"}))
+    yield Call(OpName("native.table"), (codes,), shape, FrozenMap({**attrs, "qmax": 127}))
     for op in ("hardswish", "sigmoid"):
         native = {**full, "qmax": 127, "engine": "x86"}
         yield Call(OpName(f"native.{op}"), (codes,), shape, FrozenMap(native))
