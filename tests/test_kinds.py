@@ -187,7 +187,9 @@ def test_tables_of_four_bits_hold_two_values_in_a_byte(width: int, tmp_path: Pat
         plain = quantize_weight(table, uint8_rows(4)).unwrap()
         assert plain.zero_point is not None
         wanted = (plain.tensor.float() - plain.zero_point[:, None]) * plain.scale[:, None]
-        assert torch.equal(module(x), wanted[x])
+        # torch adds q * s and -z * s: three roundings of values below 16 steps, 2^-24 of them each
+        most = 3 * 16 * float(plain.scale.max()) * 2.0**-24
+        assert float((module(x) - wanted[x]).abs().max()) <= most
 
 
 def test_tables_of_four_bits_are_packed_as_torchs() -> None:

@@ -521,6 +521,21 @@ def _rows(weight: Tensor, scale: Tensor, zero: Any, index: Tensor, width: int | 
     return codes.sub_(offsets).mul_(scale.detach()[index].unsqueeze(-1))
 
 
+def _pair_rows(weight: Tensor, scale: Tensor, zero: Tensor, index: Tensor, width: int) -> Tensor:
+    """The same of bytes that hold two integers, by torch's kernel of bags of bytes.
+
+    Only the rows that are asked for are taken apart. Behind its codes each has scale and offset.
+    """
+    flat = index.reshape(-1)
+    codes = nibbles.unpack(weight.detach()[flat], width)
+    scales = scale.detach().float()[flat]
+    ends = torch.stack([scales, -zero.detach().float()[flat] * scales], -1).view(torch.uint8)
+    each = torch.arange(flat.numel(), dtype=torch.int64)
+    call = _QUANTIZED.embedding_bag_byte_rowwise_offsets
+    found: Tensor = call(torch.cat([codes, ends], -1), each, each)
+    return found.reshape(*index.shape, width)
+
+
 def _packed_table(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Any, ...]:
     """The table as torch's kernels read it: each row of codes with its scale and offset behind."""
     codes = weight.detach().contiguous()
@@ -555,6 +570,8 @@ class _Table:
     def rows(self, weight: Tensor, scale: Tensor, zero: Any, index: Tensor) -> Tensor:
         """The values of some rows."""
         packed = self.packed(weight, scale, zero)
+        if packed is None and self.width is not None and isinstance(zero, Tensor):
+            return _pair_rows(weight, scale, zero, index, self.width)
         if packed is None:
             return _rows(weight, scale, zero, index, self.width)
         found: Tensor = _QUANTIZED.embedding_byte(packed, index.reshape(-1))

@@ -150,6 +150,10 @@ COMPUTES = re.compile(
 relu or a clamp is a bound of another's result: as often as not it costs no step of its own."""
 
 
+BEHIND = ("sum", "add", "tanh", "leaky_relu", "hardswish", "swish", "gelu")
+"""What oneDNN's kernels compute behind their product, bounds again left out."""
+
+
 def operators_in(func: Any, args: Sequence[Any]) -> int:
     """How many operators of the model one call runs on integers: a fused kernel runs several."""
     space, name = func.namespace, func._opname
@@ -162,7 +166,9 @@ def operators_in(func: Any, args: Sequence[Any]) -> int:
         return 0
     tails = re.findall(r"_(add|leaky_relu|tanh)(?=_|$)", onto)
     fused = onto.startswith(("conv", "linear"))
-    return 1 + (len(tails) if fused else 0)
+    # oneDNN is told by name what to compute behind
+    behind = [arg for arg in args if isinstance(arg, str) and arg in BEHIND]
+    return 1 + (len(tails) if fused else 0) + len(behind)
 
 
 def _has_integers(arg: Any) -> bool:
