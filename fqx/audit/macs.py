@@ -61,7 +61,6 @@ class _Int8Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch is untyped here
         self.done: dict[str, int] = {}
-        self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
         self,
@@ -84,15 +83,13 @@ class _Int8Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         weight = _packed(args)
         if weight is None:
             return 0
-        key = id(weight)
-        if key not in self.sizes:
-            self.sizes[key] = _numel(weight)
+        size = _numel(weight)
         channels = out.shape[-1] if "linear" in name else out.shape[1]
         transposed = "transpose" in name
         given = args[0]
         if transposed:  # each input element meets weight.numel() / in_channels products
-            return int(given.numel()) * self.sizes[key] // int(given.shape[1])
-        return out.numel() * self.sizes[key] // int(channels)
+            return int(given.numel()) * size // int(given.shape[1])
+        return out.numel() * size // int(channels)
 
 
 def _packed(args: tuple[Any, ...]) -> object | None:

@@ -7,6 +7,7 @@ go through export. Everything expensive is made once per model and shared by the
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -155,11 +156,14 @@ def test_both_captures_give_one_program(specimen: Specimen) -> None:
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda item: item.name)
 def test_int8_stays_close_to_float(specimen: Specimen, target: str) -> None:
     module = int8_module(specimen.name, "export", target)
-    images = specimen.images(8, 60)
+    # weights without training answer a rare picture a hundred times as loud as others, and one such
+    # decides a draw: what holds is the middle of several
+    draws = [specimen.images(8, seed) for seed in range(60, 65)]
+    found = statistics.median(sqnr(net(specimen.name)(x), module(x)) for x in draws)
     narrow = NARROW if targets()[target].activation.qmax < 255 else 0.0
     least = max(LEAST[specimen.name] - narrow, FLOOR)
-    assert sqnr(net(specimen.name)(images), module(images)) >= least
-    alone = module(images[:1])
+    assert found >= least
+    alone = module(draws[0][:1])
     assert alone.shape[0] == 1
 
 
