@@ -189,6 +189,9 @@ CALLS: Mapping[str, Callable[[Given], object]] = MappingProxyType(
         "count_macs": lambda g: fqx.count_macs(g.module, g.inputs),
         "coverage": lambda g: fqx.coverage(g.trail),
         "explain": lambda g: str(fqx.explain(g.trail)),
+        "measure_costs": lambda g: fqx.measure_costs(
+            g.at(Stage.QUANTIZED), g.inputs, g.target, rounds=2, budget=2.0
+        ).unwrap(),
         "latency": lambda g: fqx.latency(g.module, g.inputs, runs=1, budget=0.1),
         "probe": lambda g: fqx.probe(g.target).unwrap(),
         "save_model": lambda g: fqx.save_model(g.folder / "model", g.trail).unwrap(),
@@ -216,6 +219,8 @@ CALLS: Mapping[str, Callable[[Given], object]] = MappingProxyType(
 # They take names, numbers and files, and nothing that could be changed.
 HARMLESS = frozenset(
     {
+        "built_in_costs",
+        "costs_from_json",
         "custom_module",
         "float16",
         "float16_static",

@@ -90,10 +90,19 @@ def _parts(
     )
 
 
+def _holds(module: Program, name: str, value: object) -> bool:
+    """Whether the program keeps the very tensor itself, under the same name."""
+    held = getattr(module, name, None)
+    if not isinstance(held, Tensor) or not isinstance(value, Tensor):
+        return False
+    return held.dtype == value.dtype and held.shape == value.shape and torch.equal(held, value)
+
+
 def _preserving(module: Program, attributes: Mapping[str, object]) -> Result[fx.GraphModule, Fault]:
-    taken = next((name for name in attributes if hasattr(module, name)), None)
+    asked = {name: value for name, value in attributes.items() if not _holds(module, name, value)}
+    taken = next((name for name in asked if hasattr(module, name)), None)
     if taken is None:
-        return Success(preserving(module, attributes))
+        return Success(preserving(module, asked))
     return Failure(
         Fault(
             FaultKind.BAD_ARGUMENT,

@@ -40,3 +40,22 @@ def test_a_name_the_module_has_already_is_a_fault() -> None:
         halt = materialize(graph(), preserve={name: 1}).failure()
         assert halt.fault.kind is FaultKind.BAD_ARGUMENT
         assert repr(name) in halt.fault.reason
+
+
+def test_a_tensor_the_program_keeps_anyway_may_be_asked_for() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("shift", torch.arange(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.get_buffer("shift")
+
+    model, x = Shifted(), torch.ones(2, 3)
+    trail = capture(model, (x,)).unwrap()
+    kept = {"shift": model.get_buffer("shift"), "note": "ours"}
+    module = materialize(trail.graph, preserve=kept).unwrap()
+    assert module.note == "ours"
+    assert torch.equal(module(x), model(x))
+    other = materialize(trail.graph, preserve={"shift": torch.zeros(3)})
+    assert "'shift'" in str(other.failure())
