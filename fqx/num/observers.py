@@ -24,8 +24,9 @@ NO_EXPONENT = -(1 << 20)
 """The exponent of a histogram that has seen nothing but zeros."""
 
 _CHUNK = 1 << 18
-_LANES = 4
-_MANY = 1 << 15
+_PART, _RUN = 1 << 17, 1 << 20
+_MANY, _GLANCE = 1 << 15, 1 << 10
+_SIGNED_LANES, _LANES = 2, 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,10 +201,12 @@ def coarsened(counts: torch.Tensor, steps: int) -> torch.Tensor:
     return wide
 
 
-def bin_counts(tensor: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
+def bin_counts(
+    tensor: torch.Tensor, exponent: int, bins: int, least: float = -math.inf
+) -> torch.Tensor:
     """int64 [bins]: how many elements have floor(x * 2^-exponent) = i - bins/2.
 
-    Every |x| must be below bins/2 * 2^exponent.
+    Every |x| must be below bins/2 * 2^exponent and no x below `least`.
     """
     flat = _flat(tensor)
     if exponent == NO_EXPONENT:
@@ -212,33 +215,57 @@ def bin_counts(tensor: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
         return counts
     narrow = flat.dtype in (torch.float32, torch.float16, torch.bfloat16)
     # scaling a float32 up by a power of two is exact; scaling down can lose the sign of tiny values
-    if narrow and -126 <= exponent <= 0:
-        return _fast_counts(flat, exponent, bins)
-    return _careful_counts(flat.to(torch.float64), exponent, bins)
+    if not narrow or not -126 <= exponent <= 0:
+        return _careful_counts(flat.to(torch.float64), exponent, bins)
+    factor, half = math.ldexp(1.0, -exponent), bins // 2
+    if least < 0:
+        return _fast_counts(flat, factor, _Bins(bins, half, _SIGNED_LANES))
+    # what is not negative falls into the upper half, and turns into integers without a floor
+    upper = _fast_counts(flat, factor, _Bins(half, 0, _LANES))
+    return torch.cat((torch.zeros(half, dtype=torch.int64), upper))
 
 
-def _fast_counts(flat: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
-    """Counts of float32 values scaled up."""
-    factor, size = math.ldexp(1.0, -exponent), flat.numel()
-    if size < _MANY or bins * _LANES > 1 << 15:
-        dtype = torch.int16 if bins <= 1 << 15 else torch.int32
-        index = flat.to(torch.float32).mul(factor).floor_().to(dtype).add_(bins // 2)
-        return torch.bincount(index, minlength=bins)
-    lanes, total = _lanes(bins), torch.zeros(bins * _LANES, dtype=torch.int64)
-    for start in range(0, size, _CHUNK):
-        part = flat[start : start + _CHUNK].to(torch.float32)
-        index = part.mul(factor).floor_().to(torch.int16).add_(lanes[: part.numel()])
-        total += torch.bincount(index, minlength=bins * _LANES)
-    return total.reshape(_LANES, bins).sum(0)
+@dataclass(frozen=True, slots=True)
+class _Bins:
+    """So many bins, the one of zero among them, and into how many histograms to count at a time.
+
+    Neighbouring values go to histograms of their own: adding to one counter many times in a row,
+    as zeros behind a relu do, waits for memory.
+    """
+
+    number: int
+    zero: int
+    lanes: int
+
+
+def _fast_counts(flat: torch.Tensor, factor: float, bins: _Bins) -> torch.Tensor:
+    """Counts of float32 values scaled up.
+
+    Short parts, which stay in the cache, are turned into indices, and longer runs of these are
+    counted, since each run has counters of its own to clear and add.
+    """
+    size, total = flat.numel(), torch.zeros(bins.number * bins.lanes, dtype=torch.int64)
+    if size < _MANY or total.numel() > 1 << 15:
+        scaled = flat.to(torch.float32).mul(factor).floor_()
+        index = scaled.to(torch.int16 if bins.number <= 1 << 15 else torch.int32).add_(bins.zero)
+        return torch.bincount(index, minlength=bins.number)
+    offsets = _offsets(bins)
+    scaled, indices = torch.empty(_PART), torch.empty(min(size, _RUN), dtype=torch.int16)
+    for begin in range(0, size, _RUN):
+        run = flat[begin : begin + _RUN]
+        for start in range(0, run.numel(), _PART):
+            part = run[start : start + _PART].to(torch.float32)
+            into, index = scaled[: part.numel()], indices[start : start + part.numel()]
+            torch.mul(part, factor, out=into)
+            index.copy_(into.floor_() if bins.zero else into).add_(offsets[: part.numel()])
+        total += torch.bincount(indices[: run.numel()], minlength=total.numel())
+    return total.reshape(bins.lanes, bins.number).sum(0)
 
 
 @lru_cache(maxsize=8)
-def _lanes(bins: int) -> torch.Tensor:
-    """Offsets that send neighbouring values to histograms of their own.
-
-    Adding to one counter many times in a row, as zeros behind a relu do, waits for memory.
-    """
-    return (torch.arange(_CHUNK) % _LANES * bins + bins // 2).to(torch.int16)
+def _offsets(bins: _Bins) -> torch.Tensor:
+    """int16 [_PART]: from a scaled value to its bin in the histogram of its lane."""
+    return (torch.arange(_PART) % bins.lanes * bins.number + bins.zero).to(torch.int16)
 
 
 def _careful_counts(flat: torch.Tensor, exponent: int, bins: int) -> torch.Tensor:
@@ -267,9 +294,23 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
     if tensor.dtype == torch.bool:
         tensor = tensor.to(torch.uint8)
-    low, high = torch.aminmax(_flat(tensor))
+    flat = _flat(tensor)
+    low, high = _float32_extremes(flat) if flat.dtype == torch.float32 else torch.aminmax(flat)
     # + 0.0 makes one of the two zeros, whichever was seen first
     return float(low) + 0.0, float(high) + 0.0
+
+
+def _float32_extremes(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `aminmax`, in half the time where no sign bit is set, as behind a relu.
+
+    Such values are ordered as their bits are, infinity and NaN come behind all others.
+    """
+    bits = flat.resolve_neg().view(torch.int32)
+    if flat.numel() >= _MANY and int(bits[:_GLANCE].amin()) >= 0:
+        low, high = torch.aminmax(bits)
+        if int(low) >= 0:
+            return low.view(torch.float32), high.view(torch.float32)
+    return torch.aminmax(flat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +358,10 @@ def _extended(
     if state.counts is not None and exponent is not None:
         was = int(exponent)
         k = max(was, exponent_for(max(-low, high), spec.bins))
-        # the new counts are nobody else's yet
-        counts = bin_counts(tensor, k, spec.bins).add_(coarsened(state.counts, k - was))
+        counts = bin_counts(tensor, k, spec.bins, low)
+        if not state.is_empty:
+            # the new counts are nobody else's yet
+            counts.add_(coarsened(state.counts, k - was))
         exponent = exponent if k == was else torch.tensor(k, dtype=torch.int64)
     return State(
         state.count + tensor.numel(),
