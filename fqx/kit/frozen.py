@@ -7,7 +7,7 @@ attributes and options. `Row` is pyrsistent's persistent vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from pyrsistent import PMap, pmap, pvector
@@ -94,9 +94,9 @@ class Table(Generic[K, V]):
         """The values in key order."""
         return tuple(self._sorted().values())
 
-    def items(self) -> tuple[tuple[K, V], ...]:
-        """Pairs in key order."""
-        return tuple(self._sorted().items())
+    def items(self) -> ItemsView[K, V]:
+        """Pairs in key order; a view, since nobody changes what it looks at."""
+        return self._sorted().items()
 
     def put(self, key: K, value: V) -> Table[K, V]:
         """With `value` at `key`; the same object if it is there already."""
