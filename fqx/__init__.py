@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fqx.edge.artefact import read, save_model, save_trail
     from fqx.edge.capture import capture
     from fqx.edge.custom_modules import CustomModule
+    from fqx.edge.export_pt2 import export_pt2, load_pt2
     from fqx.edge.machine import target_named
     from fqx.edge.materialize import materialize
     from fqx.edge.probe import probe
@@ -115,6 +116,7 @@ __all__ = [
     "equalize",
     "equalize_inputs",
     "explain",
+    "export_pt2",
     "expose",
     "float16",
     "float16_static",
@@ -127,6 +129,7 @@ __all__ = [
     "latency",
     "leave_float",
     "load",
+    "load_pt2",
     "lower",
     "make_plan",
     "materialize",
@@ -175,6 +178,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "audit.measure": "latency sqnr",
             "edge.artefact": "read save_model save_trail",
             "edge.capture": "capture",
+            "edge.export_pt2": "export_pt2 load_pt2",
             "edge.machine": "target_named",
             "edge.custom_modules": "CustomModule",
             "edge.materialize": "materialize",

@@ -99,3 +99,14 @@ def test_the_makefile_has_the_targets_the_guide_names() -> None:
     assert {"demo", "test", "lint", "types", "properties", "bench", "clean", "docs"} <= targets
     guide = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "README.md").read_text()
     assert set(re.findall(r"^make (\w+)", guide, re.MULTILINE)) <= targets
+
+
+def test_the_examples_of_deploying_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "deploy"}
+    for block in blocks:
+        exec(compile(block, "deploy.md", "exec"), names)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]

@@ -66,7 +66,7 @@ def bind(op: OpName, attrs: FrozenMap[Arg]) -> Run:
 
 def _quantize(attrs: Attrs) -> Run:
     """`clamp(rint(x · (1/s)) + z, qmin, qmax)`, bit for bit as `fqx.num.affine` computes it."""
-    return _quantize_at_zero(attrs) if attrs["zero_point"] == 0 else _quantize_off_zero(attrs)
+    return _quantize_at_zero(attrs) if attrs["zero_point"] == 0 else quantize_by_arithmetic(attrs)
 
 
 def _quantize_at_zero(attrs: Attrs) -> Run:
@@ -86,8 +86,8 @@ def _quantize_at_zero(attrs: Attrs) -> Run:
     return lambda x: run(x).clamp_(low, high)
 
 
-def _quantize_off_zero(attrs: Attrs) -> Run:
-    """In torch's float arithmetic.
+def quantize_by_arithmetic(attrs: Attrs) -> Run:
+    """In torch's float arithmetic, for any zero point; torch traces through it.
 
     torch converts float32 to uint8 one element at a time, but int32 to uint8 and all arithmetic in
     vectors; the integer is therefore read out of the float's mantissa and shifted in uint8, which
@@ -182,7 +182,7 @@ def _plain_average(op: str) -> Bind:
     def bound(attrs: Attrs) -> Run:
         zero_point = attrs["zero_point"]
         own = {name: value for name, value in attrs.items() if name != "zero_point"}
-        run = _canonical(op)(own)
+        run = canonical(op)(own)
 
         def average(x: Tensor, *rest: Any) -> Tensor:
             mean: Tensor = run(x.to(torch.float32).sub_(zero_point), *rest)
@@ -198,7 +198,7 @@ def _table(attrs: Attrs) -> Run:
 
     Each of the 256 integers goes through dequantize, the operators and quantize once.
     """
-    steps = [(_canonical(op)(own), rest) for op, rest, own in attrs["steps"]]
+    steps = [(canonical(op)(own), rest) for op, rest, own in attrs["steps"]]
     known = {"scale": attrs["x_scale"], "zero_point": attrs["x_zero_point"]}
     read, write = _dequantize({**known, "dtype": torch.float32}), _quantize(attrs)
 
@@ -244,12 +244,40 @@ def _post(attrs: Attrs) -> tuple[str, list[float], str]:
             raise KeyError(other)
 
 
-def _bounded(run: Run, attrs: Attrs) -> Run:
-    """Kernels saturate at the bounds of the dtype; narrower ranges need one more step."""
+def _window(attrs: Attrs) -> tuple[Any, ...]:
+    return *(list(attrs[name]) for name in ("stride", "padding", "dilation")), attrs["groups"]
+
+
+def linear_tail(attrs: Attrs) -> tuple[Any, ...]:
+    """What `qlinear_pointwise` takes behind the bias: the result's qparams and the post op."""
+    return attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs)
+
+
+def conv_tail(attrs: Attrs) -> tuple[Any, ...]:
+    """What `qconv*_pointwise` takes behind the bias: the window, then as a linear."""
+    return *_window(attrs), *linear_tail(attrs)
+
+
+def sum_tail(attrs: Attrs) -> tuple[Any, ...]:
+    """What a `.binary` kernel takes behind bias and window to add into its accumulator."""
+    out = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]])
+    other = (attrs["other_scale"], attrs["other_zero_point"])
+    return *out, *other, "sum", 1.0, "relu" if attrs["relu"] else "none", [], ""
+
+
+def bounds_of(attrs: Attrs) -> tuple[int, int] | None:
+    """The bounds of the integers where they are narrower than the dtype's."""
     qmin, qmax = attrs["qmin"], attrs["qmax"]
     full = {"uint8": (0, 255), "int8": (-128, 127), "float32": (qmin, qmax)}[attrs["output"]]
-    if (qmin, qmax) == full:
+    return None if (qmin, qmax) == full else (qmin, qmax)
+
+
+def _bounded(run: Run, attrs: Attrs) -> Run:
+    """Kernels saturate at the bounds of the dtype; narrower ranges need one more step."""
+    bounds = bounds_of(attrs)
+    if bounds is None:
         return run
+    qmin, qmax = bounds
     return lambda *operands: run(*operands).clamp_(qmin, qmax)
 
 
@@ -269,11 +297,8 @@ def _conv(dims: int) -> Bind:
         return pointwise(attrs)
 
     def pointwise(attrs: Attrs) -> Run:
-        place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
-        x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
-        out = (*place, groups, attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]])
-        tail = (*out, *_post(attrs))
-        packs = Packs(_conv_pack(attrs))
+        x_scale, x_zero, tail = attrs["x_scale"], attrs["x_zero_point"], conv_tail(attrs)
+        packs = Packs(conv_pack(attrs))
 
         def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
             state = packs.state
@@ -290,10 +315,9 @@ def _conv(dims: int) -> Bind:
 
 def _conv2d_as_linear(attrs: Attrs) -> Run:
     """A convolution of single points, as a linear over the channels; the view costs no copy."""
-    x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
-    tail = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs))
+    x_scale, x_zero, tail = attrs["x_scale"], attrs["x_zero_point"], linear_tail(attrs)
     call = _ONEDNN.qlinear_pointwise.default
-    packs = Packs(lambda weight, scale: _linear_pack(weight.flatten(1), scale))
+    packs = Packs(lambda weight, scale: linear_pack(weight.flatten(1), scale))
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
@@ -308,7 +332,8 @@ def _conv2d_as_linear(attrs: Attrs) -> Run:
     return _bounded(run, attrs)
 
 
-def _conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
+def conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
+    """A function of weight, scale and an input: packed weight, scales, zero points."""
     place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
 
     def make(weight: Tensor, scale: Any, like: Tensor) -> tuple[Any, ...]:
@@ -331,23 +356,9 @@ def _conv_pack(attrs: Attrs) -> Callable[..., tuple[Any, ...]]:
 
 def _conv2d_add(attrs: Attrs) -> Run:
     """The kernel adds into its accumulator, so one that is read again is copied first."""
-    place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
-    x_scale, x_zero, groups = attrs["x_scale"], attrs["x_zero_point"], attrs["groups"]
-    tail: tuple[Any, ...] = (
-        *place,
-        groups,
-        attrs["scale"],
-        attrs["zero_point"],
-        _OUTPUTS[attrs["output"]],
-        attrs["other_scale"],
-        attrs["other_zero_point"],
-        "sum",
-        1.0,
-        "relu" if attrs["relu"] else "none",
-        [],
-        "",
-    )
-    packs, layout, keeps = Packs(_conv_pack(attrs)), torch.channels_last, attrs["keeps_other"]
+    x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
+    tail = (*_window(attrs), *sum_tail(attrs))
+    packs, layout, keeps = Packs(conv_pack(attrs)), torch.channels_last, attrs["keeps_other"]
     call = _ONEDNN.qconv2d_pointwise.binary
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
@@ -365,16 +376,16 @@ def _conv2d_add(attrs: Attrs) -> Run:
     return _bounded(run, attrs)
 
 
-def _linear_pack(weight: Tensor, scale: Any) -> tuple[Any, ...]:
+def linear_pack(weight: Tensor, scale: Any) -> tuple[Any, ...]:
+    """Packed weight, scales, zero points."""
     scales = scales_of(scale)
     packed = _ONEDNN.qlinear_prepack(weight.detach().contiguous(), None)
     return packed, scales, torch.zeros(scales.numel(), dtype=torch.int64)
 
 
 def _linear(attrs: Attrs) -> Run:
-    x_scale, x_zero = attrs["x_scale"], attrs["x_zero_point"]
-    tail = (attrs["scale"], attrs["zero_point"], _OUTPUTS[attrs["output"]], *_post(attrs))
-    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+    x_scale, x_zero, tail = attrs["x_scale"], attrs["x_zero_point"], linear_tail(attrs)
+    packs, call = Packs(linear_pack), _ONEDNN.qlinear_pointwise.default
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
@@ -390,19 +401,8 @@ def _linear(attrs: Attrs) -> Run:
 def _linear_add(attrs: Attrs) -> Run:
     # the kernel's non-writing `add` ignores the addend's qparams, so this is `sum` as well
     x_scale, x_zero, keeps = attrs["x_scale"], attrs["x_zero_point"], attrs["keeps_other"]
-    tail: tuple[Any, ...] = (
-        attrs["scale"],
-        attrs["zero_point"],
-        _OUTPUTS[attrs["output"]],
-        attrs["other_scale"],
-        attrs["other_zero_point"],
-        "sum",
-        1.0,
-        "relu" if attrs["relu"] else "none",
-        [],
-        "",
-    )
-    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.binary
+    tail = sum_tail(attrs)
+    packs, call = Packs(linear_pack), _ONEDNN.qlinear_pointwise.binary
     layout = torch.contiguous_format
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None, other: Tensor) -> Tensor:
@@ -454,7 +454,7 @@ def _to_uint8(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) ->
 def _linear_dynamic(attrs: Attrs) -> Run:
     choose, ends = _ranged(attrs), (attrs["qmin"], attrs["qmax"])
     tail = (1.0, 0, torch.float32, *_post(attrs))
-    packs, call = Packs(_linear_pack), _ONEDNN.qlinear_pointwise.default
+    packs, call = Packs(linear_pack), _ONEDNN.qlinear_pointwise.default
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
         state = packs.state
@@ -477,7 +477,7 @@ def _conv_dynamic(dims: int) -> Bind:
         place = tuple(list(attrs[name]) for name in ("stride", "padding", "dilation"))
         tail = (*place, attrs["groups"], 1.0, 0, torch.float32, *_post(attrs))
         # a weight packed for one input scale and zero point is right with another
-        packs = Packs(_conv_pack({**attrs, "x_scale": 1.0, "x_zero_point": 1}))
+        packs = Packs(conv_pack({**attrs, "x_scale": 1.0, "x_zero_point": 1}))
 
         def run(x: Tensor, weight: Tensor, scale: Any, bias: Tensor | None) -> Tensor:
             state = packs.state
@@ -1293,7 +1293,7 @@ def _native_moving(plain: Bind) -> Bind:
 def _native_interpolate(attrs: Attrs) -> Run:
     """Nearest values move as integers; between values torch averages quantized ones."""
     hush()
-    plain = _canonical("interpolate")(attrs)
+    plain = canonical("interpolate")(attrs)
     return _on_integers(plain) if attrs["mode"] in NEAREST else plain
 
 
@@ -1320,12 +1320,12 @@ def _native_direct(op: str) -> Bind:
 
     def bound(attrs: Attrs) -> Run:
         hush()
-        return _canonical(op)(attrs)
+        return canonical(op)(attrs)
 
     return bound
 
 
-def _canonical(op: str) -> Bind:
+def canonical(op: str) -> Bind:
     """An operator of the catalogue with its attributes bound."""
 
     def bound(attrs: Attrs) -> Run:
@@ -1455,7 +1455,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         **{
             OpName(f"native.{op}"): _native_direct(op)
             if op in (*_VIEWS, *AVERAGING)
-            else _native_moving(PLAIN[op] if op in PLAIN else _canonical(op))
+            else _native_moving(PLAIN[op] if op in PLAIN else canonical(op))
             for op in (*MOVING, *ZERO_AWARE, *AVERAGING)
         },
         OpName("native.interpolate"): _native_interpolate,

@@ -87,6 +87,22 @@ class Program(fx.GraphModule):
             kind.forward = _forward(self, self.graph, signature)
             kind.__call__ = _call
 
+    def compile(  # type: ignore[override]  # torch's compiles in place and gives nothing
+        self, *args: Any, example_inputs: tuple[Any, ...] | None = None, **kwargs: Any
+    ) -> nn.Module:
+        """A second module that torch's compiler runs, with packed constants and no graph break.
+
+        It takes the arguments of `torch.compile` and gives this module's values: its bits where
+        integer kernels run, float32 rounding apart where torch fuses float operators. This module
+        and its weights stay as they are, and later changes of them are not seen.
+        `example_inputs` are needed only where the signature leaves sizes open. Raises `Refused`:
+        UNSUPPORTED_TARGET without a C++ compiler, unless `backend` needs none; UNCAPTURABLE.
+        """
+        # imported here: it reads this class, and torch's compiler is slow to import
+        from fqx.edge.compiled import compiled
+
+        return compiled(self, example_inputs, args, kwargs)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return _twin(self, lambda tensor: copy.deepcopy(tensor, memo), memo)
 
