@@ -354,6 +354,10 @@ _SUPPORT_REST = (
     "| reference float16 weights are not rounded | rounded | reference and kernel agree |",
     "| float16 static rounds what shape operators and max pools read and give | only what "
     "computes | a value that only moves is as round as it was |",
+    "| masks in front of a softmax are quantized with the scores, and histograms drop infinities | "
+    "float from the mask to the softmax | one scale for both leaves nothing of the scores |",
+    "| float values made of integers and constants alone are quantized | float | they are the same "
+    "for any data, and often not finite |",
     "| weights of half precision beyond 65504 | clamped to it | infinity otherwise |",
     "",
     "## Not there yet",

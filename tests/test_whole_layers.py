@@ -256,7 +256,12 @@ def mask_of(kind: str, batch: int, length: int) -> Tensor | None:
 
 
 def attention_of(
-    form: Mapping[str, bool | int], mask: str, need_weights: bool, first: bool, target: str
+    form: Mapping[str, bool | int],
+    mask: str,
+    need_weights: bool,
+    first: bool,
+    target: str,
+    recipe: fqx.Recipe | None = None,
 ) -> tuple[Quantized, Attention, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(16, 4, batch_first=first, **form)
@@ -269,7 +274,7 @@ def attention_of(
         model,
         calls[0],
         calls[:4],
-        recipe=fqx.int8_static() | fqx.use(fqx.op("matmul", "bmm"), alone),
+        recipe=recipe or fqx.int8_static() | fqx.use(fqx.op("matmul", "bmm"), alone),
         target=target,
         rewrites=fqx.decompose_attention(fqx.path("mha")),
         dynamic_shapes={name: {} for name in ("x", "mask")[: len(calls[0])]},
@@ -306,3 +311,15 @@ def test_attention_keeps_its_products_float_where_no_kernel_is(mask: str) -> Non
     made, model, inputs = attention_of({}, mask, False, True, "onednn")
     assert_close(made, model, *inputs)
     assert kernels(made)["onednn.linear"] == 2
+
+
+@pytest.mark.parametrize("mask", MASKS[1:])
+def test_masks_stay_float_where_everything_else_is_asked_for(mask: str) -> None:
+    lone = replace(fqx.int8_static().rules[0].scheme or schemeless(), lone=True)
+    recipe = fqx.int8_static() | fqx.use(fqx.regex(""), lone)
+    made, model, inputs = attention_of({}, mask, False, True, "native/x86", recipe)
+    assert_close(made, model, *inputs)
+    found = kernels(made)
+    assert found["native.bmm"] + found["native.matmul"] == 2
+    assert found["native.softmax"] == 0
+    assert found["softmax"] == 1

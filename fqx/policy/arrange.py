@@ -20,6 +20,8 @@ from fqx.num.scheme import ObserverSpec, QSpec
 from fqx.ops.catalogue import OPS, Trait, fixed_qparams
 from fqx.ops.recurrence import at_place
 from fqx.policy.homes import Homes, homes_in
+from fqx.policy.masks import masked
+from fqx.policy.reach import activations
 from fqx.policy.recipe import Choice, Scheme
 from fqx.policy.target import IntRange, Target
 from fqx.policy.units import Form, Mode, NoUnit, Place, Unit, UnitKind, unit_at, weights_of
@@ -183,7 +185,7 @@ class _Hall:
         self.scene = scene
         graph = scene.graph
         self.position = {name: index for index, name in enumerate(graph.order)}
-        self.dropped: dict[NodeId, Veto] = dict(scene.vetoes)
+        self.dropped: dict[NodeId, Veto] = {**_no_use(graph, scene.types), **scene.vetoes}
         self.misses: dict[NodeId, Veto] = {}
         self.place = Place(graph, users(graph), self.position, scene.types, self._allows)
         self.homes = scene.homes()
@@ -358,6 +360,14 @@ class _Hall:
     def float_because(self) -> dict[NodeId, Veto]:
         """Why nodes in no unit are float, where looking for units said so."""
         return {**self.misses, **self.dropped}
+
+
+def _no_use(graph: Graph, types: Mapping[NodeId, Type]) -> dict[NodeId, Veto]:
+    """What stays float whatever is asked: masks and what is no activation."""
+    live = activations(graph, types)
+    masks = dict.fromkeys(masked(graph, types), Veto(Reason.MASKED, Reason.MASKED.value))
+    still = (node.id for node in graph if node.id not in live)
+    return {**masks, **dict.fromkeys(still, Veto(Reason.NO_ACTIVATION, ""))}
 
 
 def kinds_in(target: Target, op: OpName, mode: Mode) -> tuple[UnitKind, ...]:

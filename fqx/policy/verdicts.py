@@ -51,9 +51,11 @@ class Reason(Enum):
     RUINOUS_INPUT = "a per-tensor scale would ruin its input"
     NOT_OBSERVED = "an operand was not observed"
     FASTER_IN_FLOAT = "float costs less here, conversions counted"
+    MASKED = "no scale holds both scores and the mask that is added to them before a softmax"
     UNFIT_SCHEME = "the target has no kernel for the integers the recipe asks for"
     # outside
     NO_ARITHMETIC = "it computes nothing"
+    NO_ACTIVATION = "it is computed from integers and constants alone"
     INTEGERS = "it works on integers of the model itself"
 
 
@@ -68,6 +70,7 @@ VERDICTS: Mapping[Reason, Verdict] = MappingProxyType(
         Reason.HALF: Verdict.WEIGHT,
         Reason.HALVES: Verdict.HALF,
         Reason.NO_ARITHMETIC: Verdict.OUTSIDE,
+        Reason.NO_ACTIVATION: Verdict.OUTSIDE,
         Reason.INTEGERS: Verdict.OUTSIDE,
     }
 )

@@ -128,6 +128,21 @@ SPECIMENS = {
         ),
         padded,
     ),
+    # positions in buckets, which logarithms of integers choose
+    "t5": Specimen(
+        built(
+            "T5EncoderModel",
+            "T5Config",
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=2,
+            vocab_size=50,
+        ),
+        padded,
+    ),
+    "mpnet": Specimen(built("MPNetModel", "MPNetConfig", **TEXT), padded),
     "llama": Specimen(
         built("LlamaModel", "LlamaConfig", num_key_value_heads=1, use_cache=False, **TEXT), tokens
     ),
