@@ -35,7 +35,8 @@ properties: $(READY)
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m fqx.bench
+	mkdir -p build
+	$(BIN)/python -m fqx.bench build/passes.svg
 	mkdir -p build
 	$(BIN)/fqx bench --threads $(THREADS) --profile --json build/bench.json --plot build/bench.svg --markdown docs/benchmarks.md
 

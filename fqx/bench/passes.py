@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import fqx
+from fqx.bench.memory import peak
 from fqx.ir.trail import Trail
 from fqx.policy.target import Target
 from fqx.testing.large import chain, image, large_graph
@@ -23,10 +24,15 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Road:
-    """A graph's size and the seconds of every pass over it, in order."""
+    """A graph's size, its observers, the seconds of every pass over it in order, and the memory.
+
+    `peak` is the most bytes the process has had so far, so measure small graphs first.
+    """
 
     nodes: int
     passes: tuple[Timed, ...]
+    observers: int = 0
+    peak: int = 0
 
     @property
     def pure(self) -> Timed:
@@ -45,15 +51,17 @@ def road(nodes: int, target: Target | None = None) -> Road:
     trail = Trail(large_graph(nodes))
     size = len(trail.graph)
     timed: list[Timed] = []
+    observers = 0
     passes = fqx.pipeline(chosen, [image()], progress=False).passes
     for item in passes:
         clock = _Clock()
         trail = item.run(trail).unwrap()
         timed.append(clock.stop(item.name))
+        observers = observers or sum(node.op == "observe" for node in trail.graph)
     clock = _Clock()
     fqx.materialize(trail.graph).unwrap()
     timed.append(clock.stop("materialize"))
-    return Road(size, tuple(timed))
+    return Road(size, tuple(timed), observers, peak())
 
 
 def chain_seconds(blocks: int = 800) -> Timed:
@@ -80,7 +88,9 @@ def table(roads: Sequence[Road]) -> str:
         f"{item.processor / road.nodes * 1e6:>14.0f}"
         for item, road in zip(pure, roads, strict=True)
     )
-    return "\n".join((head, *rows, wall, busy, each))
+    seen = f"{'observers':<14}" + "".join(f"{road.observers:>14}" for road in roads)
+    most = f"{'peak MB':<14}" + "".join(f"{road.peak / 1e6:>14.0f}" for road in roads)
+    return "\n".join((head, *rows, wall, busy, each, seen, most))
 
 
 class _Clock:

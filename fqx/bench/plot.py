@@ -21,17 +21,28 @@ def plot(report: Report, path: str) -> None:
     both numbers, lines over its quartiles. An exact contestant stands at the upper border. Raises
     ModuleNotFoundError without matplotlib, ValueError for a suffix it does not know, OSError.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = _panels(report)
     columns = min(3, len(panels)) or 1
     lines = max(1, math.ceil(len(panels) / columns))
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = sheet(columns, lines)
     names = list(dict.fromkeys(row.contestant for row in report.rows))
     for index, (title, rows) in enumerate(panels.items()):
         _panel(figure.add_subplot(lines, columns, index + 1), title, rows, names)
+    save(figure, path)
+
+
+def sheet(columns: int, lines: int) -> Any:
+    """An empty figure with room for so many panels; ModuleNotFoundError without matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: str) -> None:
+    """Write a figure whole or not at all; ValueError for a suffix it does not know, OSError."""
     with replacing(path) as made:
         figure.savefig(made, dpi=120)
 
