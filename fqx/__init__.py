@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fqx.passes.expose import borders, expose
     from fqx.passes.fold import fold
     from fqx.passes.fuse import fuse
+    from fqx.passes.fuse_kernels import fuse_kernels
     from fqx.passes.lower import lower
     from fqx.passes.observe import observe, observe_plan
     from fqx.passes.pipeline import Pass, Pipeline
@@ -123,6 +124,7 @@ __all__ = [
     "float_",
     "fold",
     "fuse",
+    "fuse_kernels",
     "int8_dynamic",
     "int8_static",
     "invert",
@@ -199,6 +201,7 @@ _PLACES: Mapping[str, str] = MappingProxyType(
             "passes.expose": "borders expose",
             "passes.fold": "fold",
             "passes.fuse": "fuse",
+            "passes.fuse_kernels": "fuse_kernels",
             "passes.lower": "lower",
             "passes.observe": "observe observe_plan",
             "passes.pipeline": "Pass Pipeline",

@@ -28,6 +28,7 @@ from fqx.passes.clean import clean
 from fqx.passes.convert import convert
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
+from fqx.passes.fuse_kernels import fuse_kernels
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass, Pipeline
@@ -278,6 +279,7 @@ def pipeline(
         | convert(target)
         | fold()
         | lower(target, table)
+        | fuse_kernels(target)
     )
 
 

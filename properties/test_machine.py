@@ -40,6 +40,7 @@ from fqx.passes.convert import convert
 from fqx.passes.equalize import equalize
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
+from fqx.passes.fuse_kernels import fuse_kernels
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
@@ -66,6 +67,7 @@ MAKERS: Mapping[str, Callable[[Sample, Target], Pass]] = MappingProxyType(
         "convert": lambda _, target: convert(target),
         "fold": lambda *_: fold(),
         "lower": lambda _, target: lower(target),
+        "fuse_kernels": lambda _, target: fuse_kernels(target),
     }
 )
 

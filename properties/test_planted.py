@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from fqx.passes.fuse_kernels import fuse_kernels
 from fqx.passes.pipeline import Pass
 from fqx.policy.target import Target
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
 from fqx.testing.captures import CAPTURE_LAWS, captured
 from fqx.testing.correction import CORRECTION_LAWS
-from fqx.testing.laws import broken, violations
+from fqx.testing.joins import RUNS_THE_SAME
+from fqx.testing.laws import PASS_LAWS, broken, violations
 from fqx.testing.observations import BIN_LAWS, OBSERVER_LAWS
 from fqx.testing.quantization import ROAD_LAWS
-from properties.planted import captures, corrections, passes, roads, sightings
+from properties.planted import captures, corrections, joins, passes, roads, sightings
 from properties.planted.passes import Planted
 
 
@@ -91,3 +93,15 @@ def test_a_right_correction_breaks_none() -> None:
 
 def test_every_correction_law_has_a_plant() -> None:
     assert {case.law for case in corrections.CASES} == {law.name for law in CORRECTION_LAWS}
+
+
+@pytest.mark.parametrize("case", joins.CASES, ids=lambda case: case.title)
+def test_a_wrong_join_breaks_the_law_of_its_results_alone(case: joins.Planted) -> None:
+    laws = (*PASS_LAWS, RUNS_THE_SAME)
+    found = violations(case.rewrite(), joins.sample(), laws, joins.inputs())
+    assert {item.law for item in found} == {RUNS_THE_SAME.name}, "\n".join(map(str, found))
+
+
+def test_a_right_join_breaks_none() -> None:
+    laws = (*PASS_LAWS, RUNS_THE_SAME)
+    assert not violations(fuse_kernels(onednn()), joins.sample(), laws, joins.inputs())

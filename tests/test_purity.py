@@ -178,6 +178,9 @@ CALLS: Mapping[str, Callable[[Given], object]] = MappingProxyType(
         "fold": run(Stage.QUANTIZED, lambda _: fqx.fold()),
         "expose": run(Stage.QUANTIZED, lambda _: fqx.expose(inputs=(0,))),
         "lower": run(Stage.QUANTIZED, lambda g: fqx.lower(g.target)),
+        "fuse_kernels": run(
+            Stage.QUANTIZED, lambda g: fqx.lower(g.target) | fqx.fuse_kernels(g.target)
+        ),
         "apply": lambda g: fqx.apply(last_diff(g), before(g)).unwrap(),
         "invert": lambda g: fqx.invert(last_diff(g)),
         "then": lambda g: fqx.then(g.trail.steps[0].diff, last_diff(g)).unwrap(),

@@ -18,7 +18,8 @@ from fqx.ir.graph import OUTPUT, Graph, Use, users
 from fqx.ir.names import NodeId, OpName
 from fqx.ir.node import Node
 
-_INTO = frozenset({OpName("quantize"), OpName("native.quantize")})
+_SCALED = OpName("plain.quantize_scaled")
+_INTO = frozenset({OpName("quantize"), OpName("native.quantize"), _SCALED})
 _BACK = frozenset({OpName("dequantize"), OpName("native.dequantize")})
 
 
@@ -168,7 +169,8 @@ def _last(here: _View, there: _View, name: NodeId) -> tuple[NodeId, NodeId]:
             break
         label = here.names.get(step, step)
         held = {name, *here.graph[at].origin.parents}
-        if label == step and held & set(here.graph[step].origin.parents):
+        behind = label == step and held & set(here.graph[step].origin.parents)
+        if behind or here.graph[step].op == _SCALED:
             # a pass put it behind the value, as smoothing does; the other program has it nowhere
             break
         # what was made before the programs parted is no heir

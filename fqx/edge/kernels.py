@@ -66,7 +66,9 @@ def bind(op: OpName, attrs: FrozenMap[Arg]) -> Run:
 
 def _quantize(attrs: Attrs) -> Run:
     """`clamp(rint(x · (1/s)) + z, qmin, qmax)`, bit for bit as `fqx.num.affine` computes it."""
-    return _quantize_at_zero(attrs) if attrs["zero_point"] == 0 else quantize_by_arithmetic(attrs)
+    if attrs["zero_point"] == 0:
+        return _quantize_at_zero(attrs)
+    return quantize_by_arithmetic(attrs, whole=False)
 
 
 def _quantize_at_zero(attrs: Attrs) -> Run:
@@ -86,25 +88,60 @@ def _quantize_at_zero(attrs: Attrs) -> Run:
     return lambda x: run(x).clamp_(low, high)
 
 
-def quantize_by_arithmetic(attrs: Attrs) -> Run:
-    """In torch's float arithmetic, for any zero point; torch traces through it.
+def quantize_by_arithmetic(attrs: Attrs, whole: bool = True) -> Run:
+    """In torch's float arithmetic, for any zero point; torch traces through it, if it is `whole`."""
+    scale, zero_point = attrs["scale"], attrs["zero_point"]
+    inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
+    tail = (inverse, zero_point, attrs["qmin"], attrs["qmax"], _OUTPUTS[attrs["output"]])
+    return lambda x: _rounded(x.detach().to(torch.float32), *tail, whole=whole)
+
+
+def _rounded(
+    x: Tensor,
+    inverse: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+    factor: Tensor | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """`clamp(rint(x · inverse) + z, qmin, qmax)` of a float32 `x`, times `factor` if there is one.
 
     torch converts float32 to uint8 one element at a time, but int32 to uint8 and all arithmetic in
     vectors; the integer is therefore read out of the float's mantissa and shifted in uint8, which
-    wraps as the low byte of the sum does.
+    wraps as the low byte of the sum does. A large tensor, unless it is to be taken `whole`, is taken
+    in parts that stay in the cache: fresh memory of its own size for what lies between costs more than the arithmetic.
     """
-    scale, zero_point = attrs["scale"], attrs["zero_point"]
-    low, high = attrs["qmin"] - zero_point, attrs["qmax"] - zero_point
-    inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
-    dtype = _OUTPUTS[attrs["output"]]
-    least = torch.iinfo(dtype).min
+    low, high, least = qmin - zero_point, qmax - zero_point, torch.iinfo(dtype).min
     wrapped = (zero_point - least) % 256 + least
 
-    def run(x: Tensor) -> Tensor:
-        bits = x.detach().to(torch.float32).mul(inverse).clamp_(low, high).add_(_MAGIC)
-        return bits.view(torch.int32).to(dtype).add_(wrapped)
+    def bits(part: Tensor) -> Tensor:
+        made = part.mul(inverse) if factor is None else part.mul(factor).mul_(inverse)
+        return made.clamp_(low, high).add_(_MAGIC).view(torch.int32)
 
-    return run
+    if whole or x.numel() < 4 * _PART or not x.is_contiguous():
+        return bits(x).to(dtype).add_(wrapped)
+    width = x.shape[-1] if factor is not None else 1
+    rows = (-1, width) if factor is not None else (-1,)
+    made = x.new_empty(x.shape, dtype=dtype)
+    step = max(1, _PART // width)
+    parts, places = (torch.split(held.view(rows), step) for held in (x, made))
+    for part, place in zip(parts, places, strict=True):
+        place.copy_(bits(part))
+    return made.add_(wrapped)
+
+
+def _quantize_scaled(attrs: Attrs) -> Run:
+    """`_quantize` of `x` times a factor for each column, float32 [columns]."""
+    inverse = float(1.0 / torch.tensor(attrs["scale"], dtype=torch.float32))
+    ends, dtype = (attrs["qmin"], attrs["qmax"]), _OUTPUTS[attrs["output"]]
+    tail = (inverse, attrs["zero_point"], *ends, dtype)
+    return lambda x, factor: _rounded(x.detach(), *tail, factor=factor.detach())
+
+
+_PART = 1 << 17
+"""Elements that are worked on at a time: half a megabyte in float32."""
 
 
 def _dequantize(attrs: Attrs) -> Run:
@@ -446,9 +483,8 @@ _FLOAT32 = struct.Struct("f")
 def _to_uint8(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
     """As `_quantize`, with qparams known only now."""
     inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
-    bits = x.detach().to(torch.float32).mul(inverse)
-    bits = bits.clamp_(qmin - zero_point, qmax - zero_point).add_(_MAGIC)
-    return bits.view(torch.int32).to(torch.uint8).add_(zero_point)
+    values = x.detach().to(torch.float32)
+    return _rounded(values, inverse, zero_point, qmin, qmax, torch.uint8)
 
 
 def _linear_dynamic(attrs: Attrs) -> Run:
@@ -1387,6 +1423,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
     {
         OpName("quantize"): _quantize,
         OpName("dequantize"): _dequantize,
+        OpName("plain.quantize_scaled"): _quantize_scaled,
         OpName("plain.shift"): _shift,
         OpName("plain.channels_last"): _channels_last,
         **{OpName(f"plain.{name}"): binder for name, binder in PLAIN.items()},

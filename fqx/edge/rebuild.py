@@ -17,6 +17,7 @@ from fqx.passes.equalize import equalize
 from fqx.passes.expose import expose
 from fqx.passes.fold import fold
 from fqx.passes.fuse import fuse
+from fqx.passes.fuse_kernels import fuse_kernels
 from fqx.passes.lower import lower
 from fqx.passes.observe import observe
 from fqx.passes.pipeline import Pass
@@ -96,6 +97,10 @@ def _lower(options: Options) -> Result[Pass, Fault]:
     )
 
 
+def _fuse_kernels(options: Options) -> Result[Pass, Fault]:
+    return target_from_arg(options.get("target")).map(fuse_kernels)
+
+
 _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyType(
     {
         "clean": _plain(clean),
@@ -109,6 +114,7 @@ _MAKERS: Mapping[str, Callable[[Options], Result[Pass, Fault]]] = MappingProxyTy
         "observe": _observe,
         "convert": _convert,
         "lower": _lower,
+        "fuse_kernels": _fuse_kernels,
         "expose": _expose,
     }
 )

@@ -52,16 +52,16 @@ def _either(found: Type | str) -> Type | str:
     return found
 
 
-_SUFFIXES = ("_as_linear", "_add", "_post", "_dynamic", "_weight_only", "_float16")
+_SUFFIXES = ("_as_linear", "_add", "_post", "_dynamic", "_weight_only", "_float16", "_scaled")
 
 
 def kernel_type(node: Node, lookup: Lookup) -> Type:
     """The type of a kernel's value: the dims of the operator it computes, the dtype it writes.
 
-    A kernel is named `target.op`, with `_add` or `_post` for what it absorbs, `_as_linear` where it
-    runs as one, and its mode where that is not static, and its operands start with those of the op.
-    One with an attribute `output` writes that dtype, one with a `width` reads rows of so many
-    values, two to a byte.
+    A kernel is named `target.op`, with `_add` or `_post` for what it absorbs, `_scaled` where a
+    factor comes first, `_as_linear` where it runs as one, and its mode where that is not static,
+    and its operands start with those of the op. One with an attribute `output` writes that dtype,
+    one with a `width` reads rows of so many values, two to a byte.
     """
     target, _, name = node.op.partition(".")
     for suffix in _SUFFIXES:

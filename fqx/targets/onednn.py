@@ -213,6 +213,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(OpName("onednn.add"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("onednn.mul"), ("x", "y"), (*_PAIR, "relu")),
     Kernel(OpName("plain.table"), ("x",), (*_SCALED, "steps")),
+    Kernel(OpName("plain.quantize_scaled"), ("x", "factor"), _OUT),
     Kernel(OpName("plain.shift"), ("x",), ()),
     *lone_kernels("plain"),
     Kernel(
