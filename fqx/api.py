@@ -173,7 +173,7 @@ def quantize(
             inputs=inputs,
             progress=progress,
         )
-        above, last = Pipeline(line.passes[:-1]), line.passes[-1:]
+        above, (low, *behind) = Pipeline(line.passes[:-2]), line.passes[-2:]
         if costs is None and objective != "speed":
             return line.run(trail).map(Quantized)
         return above.run(trail).bind(
@@ -182,7 +182,7 @@ def quantize(
                 .alt(lambda fault: Halt(fault, done))
                 .bind(
                     lambda table: (
-                        Pipeline(last if table is None else (lower(here, table),))
+                        Pipeline((low if table is None else lower(here, table), *behind))
                         .run(done)
                         .bind(lambda made: _timed(made, table, args, named))
                     )

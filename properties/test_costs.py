@@ -137,7 +137,7 @@ LABELS = st.sampled_from(tuple(TARGETS))
 def _road(sample: Sample, target: Target, table: Costs) -> Road:
     note(f"{target.label}\n{show(sample.graph)}")
     line = pipeline(target, [sample.inputs], progress=False)
-    done = Pipeline(line.passes[:-1]).run(sample.graph)
+    done = Pipeline(line.passes[:-2]).run(sample.graph)
     assume(not done.swap().map(lambda halt: halt.fault.kind is NOT_FINITE).value_or(False))
     trail = lower(target, table).run(done.unwrap()).unwrap()
     note(show(trail.graph))

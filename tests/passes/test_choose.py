@@ -55,7 +55,7 @@ class Net(nn.Module):
 def quantized(model: nn.Module, target: Target, shape: tuple[int, ...] = (2, 3, 8, 8)) -> Graph:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     line = fqx.pipeline(target, [x], progress=False)
-    line = type(line)(line.passes[:-1])
+    line = type(line)(line.passes[:-2])
     return fqx.capture(model, (x,)).bind(line.run).unwrap().graph
 
 
