@@ -89,7 +89,7 @@ def _quantize_at_zero(attrs: Attrs) -> Run:
 
 
 def quantize_by_arithmetic(attrs: Attrs, whole: bool = True) -> Run:
-    """In torch's float arithmetic, for any zero point; torch traces through it, if it is `whole`."""
+    """In torch's float arithmetic, for any zero point; `whole`, so that torch traces through it."""
     scale, zero_point = attrs["scale"], attrs["zero_point"]
     inverse = float(1.0 / torch.tensor(scale, dtype=torch.float32))
     tail = (inverse, zero_point, attrs["qmin"], attrs["qmax"], _OUTPUTS[attrs["output"]])
@@ -110,8 +110,9 @@ def _rounded(
 
     torch converts float32 to uint8 one element at a time, but int32 to uint8 and all arithmetic in
     vectors; the integer is therefore read out of the float's mantissa and shifted in uint8, which
-    wraps as the low byte of the sum does. A large tensor, unless it is to be taken `whole`, is taken
-    in parts that stay in the cache: fresh memory of its own size for what lies between costs more than the arithmetic.
+    wraps as the low byte of the sum does. A large tensor, unless it is to be taken `whole`, is
+    taken in parts that stay in the cache: fresh memory of its own size for what lies between costs
+    more than the arithmetic.
     """
     low, high, least = qmin - zero_point, qmax - zero_point, torch.iinfo(dtype).min
     wrapped = (zero_point - least) % 256 + least
@@ -132,12 +133,12 @@ def _rounded(
     return made.add_(wrapped)
 
 
-def _quantize_scaled(attrs: Attrs) -> Run:
-    """`_quantize` of `x` times a factor for each column, float32 [columns]."""
+def quantize_scaled(attrs: Attrs, whole: bool = True) -> Run:
+    """`quantize_by_arithmetic` of `x` times a factor for each column, float32 [columns]."""
     inverse = float(1.0 / torch.tensor(attrs["scale"], dtype=torch.float32))
     ends, dtype = (attrs["qmin"], attrs["qmax"]), _OUTPUTS[attrs["output"]]
     tail = (inverse, attrs["zero_point"], *ends, dtype)
-    return lambda x, factor: _rounded(x.detach(), *tail, factor=factor.detach())
+    return lambda x, factor: _rounded(x.detach(), *tail, factor.detach(), whole)
 
 
 _PART = 1 << 17
@@ -1423,7 +1424,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
     {
         OpName("quantize"): _quantize,
         OpName("dequantize"): _dequantize,
-        OpName("plain.quantize_scaled"): _quantize_scaled,
+        OpName("plain.quantize_scaled"): lambda attrs: quantize_scaled(attrs, whole=False),
         OpName("plain.shift"): _shift,
         OpName("plain.channels_last"): _channels_last,
         **{OpName(f"plain.{name}"): binder for name, binder in PLAIN.items()},

@@ -25,6 +25,7 @@ from fqx.edge.kernels import (
     canonical,
     op_of_function,
     quantize_by_arithmetic,
+    quantize_scaled,
 )
 from fqx.edge.op_text import QParams, write_call
 from fqx.edge.program import Program
@@ -154,6 +155,7 @@ def _itself(_: Attrs) -> Run:
 _TRACED: Mapping[OpName, Bind] = MappingProxyType(
     {
         OpName("quantize"): quantize_by_arithmetic,
+        OpName("plain.quantize_scaled"): quantize_scaled,
         OpName("dequantize"): _dequantize,
         OpName("native.dequantize"): _dequantize,
         OpName("native.wrap"): _itself,

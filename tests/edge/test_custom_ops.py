@@ -16,6 +16,7 @@ TRACED = {
     "native.wrap",
     "native.unwrap",
     "plain.shift",
+    "plain.quantize_scaled",
     "plain.channels_last",
     "plain.linear_weight_only",
     "plain.relu",
