@@ -398,3 +398,36 @@ def weight_of(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     integers = torch.randint(-127, 128, shape, generator=drawn, dtype=torch.int8)
     scale = torch.rand(shape[0], generator=drawn) * 0.01 + 0.001
     return integers, scale, torch.randn(shape[0], generator=drawn)
+
+
+@pytest.mark.parametrize("channels", [3, 24, 32, 40])
+@pytest.mark.parametrize(
+    "window,stride,padding,dilation",
+    [
+        ((3, 3), (2, 2), (1, 1), (1, 1)),
+        ((2, 2), (2, 2), (0, 0), (1, 1)),
+        ((3, 2), (1, 2), (1, 0), (2, 1)),
+        ((1, 3), (1, 1), (0, 1), (1, 1)),
+        ((5, 5), (1, 1), (2, 2), (1, 1)),
+    ],
+)
+def test_max_pools_are_torchs_for_every_number_of_channels(
+    channels: int,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
+    drawn = torch.Generator().manual_seed(channels)
+    x = torch.randint(0, 256, (2, channels, 11, 14), generator=drawn, dtype=torch.uint8)
+    attrs: dict[str, Arg] = {"kernel_size": window, "stride": stride, "padding": padding}
+    run = bound("plain.max_pool2d", **attrs, dilation=dilation, ceil_mode=False)
+    place = (window, stride, padding, dilation)
+    wanted = torch.nn.functional.max_pool2d(x.float(), *place).to(torch.uint8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=layout)
+        got = run(given)
+        assert torch.equal(got, wanted)
+        assert torch.equal(given, x)
+        assert got.data_ptr() != given.data_ptr()
+        assert got.is_contiguous(memory_format=layout)
