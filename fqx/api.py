@@ -35,16 +35,18 @@ from fqx.passes.pipeline import Pass, Pipeline
 from fqx.passes.smooth import smooth
 from fqx.policy.costs import Costs
 from fqx.policy.plan import Plan
-from fqx.policy.recipe import Recipe, Rule, int8_static
+from fqx.policy.recipe import Recipe, Rule, int8_static, spelt
+from fqx.policy.selectors import Selector
 from fqx.policy.target import Target
 from fqx.targets.timings import built_in_costs
 
 Objective = Literal["balanced", "accuracy", "coverage", "speed"]
 """What a program is made for.
 
-`balanced` runs on integers what pays and keeps its accuracy by the statistics; `accuracy` leaves
-more in float where these warn, `coverage` less; `speed` is balanced, and takes the kernels, and the
-units in float, by which the whole program takes least time by a table of costs.
+`speed` takes the kernels, and the units in float, by which the whole program takes least time by a
+table of costs; what a recipe's own rules ask to quantize stays on integers. The others run on
+integers whatever a target has kernels for, wherever accuracy lets them: `balanced` as `speed` does
+by the statistics, `accuracy` with more in float where these warn, `coverage` with less.
 """
 
 _NO_REWRITES = Pipeline()
@@ -136,7 +138,7 @@ def quantize(
     leaves: Sequence[str] = (),
     kwargs: Mapping[str, object] | None = None,
     dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
-    objective: Objective = "balanced",
+    objective: Objective = "speed",
     rewrites: Pass | Pipeline = _NO_REWRITES,
     costs: Costs | Literal["measured"] | None = None,
     inputs: Callable[[object], object] | None = None,
@@ -149,9 +151,12 @@ def quantize(
     weight-only recipes measure nothing and need none. Without a
     `target` it is onednn on x86 and native/qnnpack on ARM, narrowed by `probe` to what this machine
     computes exactly. `dynamic_shapes` names free dimensions beside the batch, per input. The
-    `objective` `accuracy` leaves more in float where the statistics warn, `coverage` less; `speed`
-    runs each unit where the whole program takes least time, by the target's built-in table of
-    costs, at the sizes of the example. With a table of your own as `costs` that one is used;
+    `objective` `speed` runs each unit where the whole program takes least time, by the target's
+    built-in table of costs, at the sizes of the example, so hand in an example of the batch you
+    will run; a target without a table runs on integers what it can. `balanced` does that
+    everywhere, `accuracy` leaves more in float where the statistics warn, `coverage` less. With a
+    recipe of your own, what its rules of yours (`use`, `within`) ask to quantize stays on
+    integers. With a table of your own as `costs` that one is used;
     `"measured"` measures one on this machine first. A program chosen by measured costs is timed
     against the float one, which is what you get, with a note, unless int8 is faster by more than
     the spread of the times. `rewrites` are passes to run between `fuse` and `observe`, such as
@@ -173,6 +178,7 @@ def quantize(
             inputs=inputs,
             progress=progress,
         )
+        kept = None if recipe is None else spelt(recipe)
         above, (low, *behind) = Pipeline(line.passes[:-2]), line.passes[-2:]
         if costs is None and objective != "speed":
             return line.run(trail).map(Quantized)
@@ -182,9 +188,9 @@ def quantize(
                 .alt(lambda fault: Halt(fault, done))
                 .bind(
                     lambda table: (
-                        Pipeline((low if table is None else lower(here, table), *behind))
+                        Pipeline((low if table is None else lower(here, table, kept), *behind))
                         .run(done)
-                        .bind(lambda made: _timed(made, table, args, named))
+                        .bind(lambda made: _timed(made, table, kept, args, named))
                     )
                 )
             )
@@ -229,9 +235,16 @@ def _either(costs: Costs) -> Costs | None:
 
 
 def _timed(
-    trail: Trail, costs: Costs | None, args: tuple[object, ...], kwargs: Mapping[str, object]
+    trail: Trail,
+    costs: Costs | None,
+    kept: Selector | None,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
 ) -> Result[Quantized, Halt]:
-    """The trail, or where measured costs did not pay in the end its float beginning."""
+    """The trail, or where measured costs did not pay in the end its float beginning.
+
+    A program of which the user asked to keep a part on integers is not given up.
+    """
     if costs is None or not costs.measured:
         return Success(Quantized(trail))
     floats = [at for at, graph in enumerate(trail.graphs()) if graph.stage in _FLOATS]
@@ -239,7 +252,7 @@ def _timed(
 
     def decided(int8: GraphModule, floating: GraphModule) -> Quantized:
         timing = contest(int8, floating, args, kwargs)
-        if timing.pays:
+        if timing.pays or kept is not None:
             return Quantized(trail, timing)
         note = f"float was kept, since int8 is not faster by more than the spread: {timing}"
         return Quantized(replace(start, notes=(*start.notes, note)), timing)
@@ -257,7 +270,7 @@ def pipeline(
     calibration: Iterable[object],
     recipe: Recipe | None = None,
     *,
-    objective: Objective = "balanced",
+    objective: Objective = "speed",
     rewrites: Pass | Pipeline = _NO_REWRITES,
     costs: Costs | None = None,
     inputs: Callable[[object], object] | None = None,
@@ -267,6 +280,7 @@ def pipeline(
 
     For `speed` and without `costs` the built-in table prices a batch of one.
     """
+    kept = None if recipe is None else spelt(recipe)
     table = built_in_costs(target) if costs is None and objective == "speed" else costs
     chosen = recipe if recipe is not None else _suited(int8_static(), objective)
     return (
@@ -278,7 +292,7 @@ def pipeline(
         | smooth()
         | convert(target)
         | fold()
-        | lower(target, table)
+        | lower(target, table, kept if table is not None else None)
         | fuse_kernels(target)
     )
 

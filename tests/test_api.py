@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fqx
+from fqx.api import Objective
 from fqx.ir.fault import Fault, FaultKind
 from fqx.ir.names import Stage
 from fqx.kit.frozen import FrozenMap
@@ -26,7 +27,9 @@ def fault_of(result: Result[fqx.Quantized, fqx.Halt]) -> Fault:
 
 @pytest.fixture(scope="module")
 def done() -> fqx.Quantized:
-    return fqx.quantize(small_net(), (batches()[0],), batches(), progress=False).unwrap()
+    return fqx.quantize(
+        small_net(), (batches()[0],), batches(), objective="balanced", progress=False
+    ).unwrap()
 
 
 def test_quantize_gives_a_running_int8_module(done: fqx.Quantized) -> None:
@@ -76,7 +79,7 @@ def test_the_whole_trail_verifies(done: fqx.Quantized) -> None:
 @pytest.mark.parametrize("target", ["onednn", "native/fbgemm", "reference"])
 def test_targets_by_name(target: str) -> None:
     found = fqx.quantize(
-        small_net(), (batches()[0],), batches(), target=target, progress=False
+        small_net(), (batches()[0],), batches(), target=target, objective="balanced", progress=False
     ).unwrap()
     net, x = small_net(), batches()[0]
     with torch.no_grad():
@@ -135,7 +138,12 @@ def test_labels_are_picked_out() -> None:
 
 def test_both_captures_give_one_program(done: fqx.Quantized) -> None:
     other = fqx.quantize(
-        small_net(), (batches()[0],), batches(), how="symbolic", progress=False
+        small_net(),
+        (batches()[0],),
+        batches(),
+        how="symbolic",
+        objective="balanced",
+        progress=False,
     ).unwrap()
     assert other.graph.digest == done.graph.digest
 
@@ -148,6 +156,70 @@ def test_objectives_are_recipes() -> None:
     ]
     asked = [[item.options for item in line] for line in lines]
     assert all(one != two for one, two in combinations(asked, 2))
+
+
+def floats_of(done: fqx.Quantized) -> list[str]:
+    return [unit.anchor for unit in lowering_of(done).priced if unit.floating]
+
+
+def lowering_of(done: fqx.Quantized) -> Lowering:
+    found = (step.evidence for step in reversed(done.trail.steps))
+    return next(item for item in found if isinstance(item, Lowering))
+
+
+def test_speed_is_the_default_and_costs_no_more_than_either_extreme() -> None:
+    made = fqx.quantize(small_net(), (batches()[0],), batches(), progress=False).unwrap()
+    asked = fqx.quantize(
+        small_net(), (batches()[0],), batches(), objective="speed", progress=False
+    ).unwrap()
+    assert made.graph.digest == asked.graph.digest
+    lowering = lowering_of(made)
+    assert lowering.estimate is not None
+    assert lowering.estimate.chosen <= min(lowering.estimate.int8, lowering.estimate.floating)
+
+
+SPEED_AND_BALANCED: tuple[Objective, ...] = ("speed", "balanced")
+
+
+def test_a_target_without_a_table_runs_on_integers_what_it_can() -> None:
+    made, all_int8 = (
+        fqx.quantize(
+            small_net(), (X,), [X], target="reference", objective=objective, progress=False
+        ).unwrap()
+        for objective in SPEED_AND_BALANCED
+    )
+    assert made.graph.digest == all_int8.graph.digest
+
+
+def test_what_a_rule_of_the_user_asks_for_stays_on_integers() -> None:
+    """A network so small that by the table every part of it is faster in float."""
+
+    def made(recipe: fqx.Recipe | None) -> fqx.Quantized:
+        return fqx.quantize(
+            small_net(), (X[:1],), [X], recipe=recipe, target="onednn", progress=False
+        ).unwrap()
+
+    everywhere = floats_of(made(None))
+    assert "conv" in everywhere
+    # a preset is a wish like the default's
+    assert floats_of(made(fqx.int8_static())) == everywhere
+    scheme = fqx.int8_static().rules[0].scheme
+    assert scheme is not None
+    named = made(fqx.int8_static() | fqx.use(fqx.path("conv"), scheme))
+    assert floats_of(named) == [name for name in everywhere if name != "conv"]
+    assert fqx.verify(named.trail).unwrap().digest == named.graph.digest
+    inside = made(fqx.int8_static() | fqx.within("conv", fqx.int8_static(), "quantized"))
+    assert "conv" not in floats_of(inside)
+
+
+def test_what_was_asked_for_by_name_is_not_given_up_where_measured_float_is_faster() -> None:
+    scheme = fqx.int8_static().rules[0].scheme
+    assert scheme is not None
+    table = fqx.Costs("dear", "vnni", 1, FrozenMap(), FrozenMap({"another call": 1.0}))
+    recipe = fqx.int8_static() | fqx.use(fqx.path("conv"), scheme)
+    done = fqx.quantize(small_net(), (X,), [X], recipe=recipe, costs=table, progress=False).unwrap()
+    assert done.timing is not None
+    assert done.graph.stage is Stage.LOWERED
 
 
 def test_speed_says_of_every_unit_what_each_way_to_run_it_costs() -> None:

@@ -124,7 +124,7 @@ def test_a_static_convolution_of_three_dimensions_runs_with_a_relu_behind_it() -
     """torch refuses the relu inside that kernel, so it bounds the result."""
     model = made(Convolutions(3))
     x = torch.randn(2, 4, 9, 9, 9, generator=torch.Generator().manual_seed(4))
-    done = fqx.quantize(model, (x,), [(x,)], target="onednn").unwrap()
+    done = fqx.quantize(model, (x,), [(x,)], target="onednn", objective="balanced").unwrap()
     assert [str(node.op).endswith(".conv3d") for node in done.graph].count(True) == 2
     with torch.no_grad():
         assert decibels(model(x), run(done, x)) > 28.0
@@ -207,7 +207,9 @@ def test_kinds_mix_in_one_model() -> None:
     model, x = made(Text()), tokens()
     dynamic = Scheme(uint8_dynamic(), int8_channel())
     recipe = fqx.int8_static() | fqx.use(fqx.path("down"), dynamic) | fqx.weight_only().rules[1]
-    done = fqx.quantize(model, (x,), [(x,)], recipe=recipe, target="onednn").unwrap()
+    done = fqx.quantize(
+        model, (x,), [(x,)], recipe=recipe, target="onednn", objective="balanced"
+    ).unwrap()
     found = reasons(done)
     assert found[NodeId("up")] in (Reason.KERNEL, Reason.SMOOTHED)
     assert found[NodeId("down")] is Reason.DYNAMIC
@@ -310,7 +312,9 @@ def test_halves_and_integers_meet_in_one_model() -> None:
     assert halves is not None
     for path in ("up", "down"):
         recipe = fqx.int8_static() | fqx.use(fqx.path(path), halves)
-        done = fqx.quantize(model, (x,), [(x,)], recipe=recipe, target="native").unwrap()
+        done = fqx.quantize(
+            model, (x,), [(x,)], recipe=recipe, target="native", objective="balanced"
+        ).unwrap()
         found = reasons(done)
         assert found[NodeId(path)] is Reason.HALVES
         assert {Reason.KERNEL, Reason.SMOOTHED} & set(found.values())

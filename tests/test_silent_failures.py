@@ -51,7 +51,14 @@ def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def int8(model: nn.Module, inputs: tuple[Tensor, ...], name: str = "onednn") -> nn.Module:
     """The model quantized on exactly the inputs it will be asked about."""
     return (
-        fqx.quantize(model, inputs, calibration=[inputs], target=target(name), progress=False)
+        fqx.quantize(
+            model,
+            inputs,
+            calibration=[inputs],
+            target=target(name),
+            objective="balanced",
+            progress=False,
+        )
         .bind(lambda done: done.materialize())
         .unwrap()
     )
@@ -280,7 +287,7 @@ def test_a_transposed_convolution_keeps_the_relu_behind_it(name: str) -> None:
 def test_a_transposed_convolution_in_three_dimensions_is_right(name: str) -> None:
     x = noise(2, 4, 4, 4, 4)
     model = seeded(lambda: nn.ConvTranspose3d(4, 4, 3, stride=2), x)
-    done = fqx.quantize(model, (x,), [x], target=name).unwrap()
+    done = fqx.quantize(model, (x,), [x], target=name, objective="balanced").unwrap()
     folded = next(step.graph for step in done.trail.steps if step.name == "fold")
     reference = fqx.materialize(folded).unwrap()(x)
     found = done.materialize().unwrap()(x)

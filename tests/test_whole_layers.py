@@ -83,6 +83,7 @@ def written(
         target=target,
         rewrites=fqx.decompose_recurrent(fqx.path("rnn")),
         dynamic_shapes=shapes,
+        objective="balanced",
         progress=False,
     ).unwrap()
 
@@ -278,6 +279,7 @@ def attention_of(
         target=target,
         rewrites=fqx.decompose_attention(fqx.path("mha")),
         dynamic_shapes={name: {} for name in ("x", "mask")[: len(calls[0])]},
+        objective="balanced",
         progress=False,
     ).unwrap()
     return made, model, calls[4]

@@ -339,5 +339,7 @@ def test_ctrl_c_while_calibrating_keeps_and_resumes() -> None:
         | fqx.fold()
         | fqx.lower(target)
     )
-    whole = fqx.quantize(small_net(), (given[0],), given, target=target, progress=False).unwrap()
+    whole = fqx.quantize(
+        small_net(), (given[0],), given, target=target, objective="balanced", progress=False
+    ).unwrap()
     assert rest.run(halt.trail).unwrap().graph.digest == whole.graph.digest

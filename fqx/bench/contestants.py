@@ -71,7 +71,7 @@ def quantized(
     loaded: Loaded,
     _: int,
     target: str,
-    objective: Objective = "balanced",
+    objective: Objective = "speed",
     recipe: Callable[[], Recipe] | None = None,
 ) -> Runner:
     """`fqx.quantize` for a target, with no recipe unless one is given."""
@@ -101,7 +101,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("fqx-float", "fqx's captured, cleaned and fused program", fused),
     _fqx("fqx", "fqx int8 for onednn, no recipe", "onednn"),
     _fqx("fqx-accuracy", "the same, objective accuracy", "onednn", objective="accuracy"),
-    _fqx("fqx-speed", "the same, objective speed", "onednn", objective="speed"),
+    _fqx("fqx-coverage", "the same, objective coverage", "onednn", objective="coverage"),
     _fqx("fqx-dynamic", "fqx int8_dynamic() for onednn", "onednn", recipe=fqx.int8_dynamic),
     _fqx("fqx-native", "fqx int8 for torch's quantized:: kernels", "native"),
     _fqx("fqx-reference", "fqx int8 written in float operators", "reference"),

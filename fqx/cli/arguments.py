@@ -115,7 +115,7 @@ def _quantize(add: Add) -> None:
         help="keep this submodule whole and float; may be given again",
     )
     made.add_argument(
-        "--objective", choices=("balanced", "accuracy", "coverage", "speed"), default="balanced"
+        "--objective", choices=("speed", "balanced", "accuracy", "coverage"), default="speed"
     )
     made.add_argument("--out", metavar="FILE", help="save the model artefact here")
     made.add_argument("--trail", metavar="FILE", help="save the trail artefact here")

@@ -59,10 +59,10 @@ def _fuse(options: Options) -> Result[Pass, Fault]:
 
 
 def _selecting(
-    make: Callable[[Selector | None], Pass],
+    make: Callable[[Selector | None], Pass], option: str = "select"
 ) -> Callable[[Options], Result[Pass, Fault]]:
     def made(options: Options) -> Result[Pass, Fault]:
-        held = options.get("select")
+        held = options.get(option)
         return Success(make(None)) if held is None else selector_from_arg(held).map(make)
 
     return made
@@ -93,7 +93,9 @@ def _places(arg: Arg) -> tuple[int | str, ...]:
 
 def _lower(options: Options) -> Result[Pass, Fault]:
     return target_from_arg(options.get("target")).bind(
-        lambda target: costs_from_arg(options.get("costs")).map(lambda held: lower(target, held))
+        lambda target: costs_from_arg(options.get("costs")).bind(
+            lambda held: _selecting(lambda kept: lower(target, held, kept), "kept")(options)
+        )
     )
 
 

@@ -20,6 +20,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.policy.costs import SCALE, SHIFTED, Call, Costs, Given, Shaped, nominal
 from fqx.policy.cut import Choices, Cut, Problem, Shared, cheapest
 from fqx.policy.priced import FLOAT
+from fqx.policy.selectors import Selector, selects
 from fqx.policy.target import Target
 from fqx.policy.units import Form
 
@@ -107,12 +108,13 @@ def choosing(
     costs: Costs,
     users: Mapping[NodeId, tuple[Use, ...]],
     known: Mapping[NodeId, Type],
+    kept: Selector | None = None,
 ) -> tuple[Decision, tuple[Call, ...]]:
     """The labels and kernels of least cost by the table, and every call whose price was asked for.
 
-    A unit that the table cannot price stays as it is.
+    A unit that the table cannot price stays as it is, and one that `kept` takes on integers.
     """
-    choice = _Choice(graph, offers, target, costs, users, known)
+    choice = _Choice(graph, offers, target, costs, users, known, kept)
     return choice.decision(), tuple(choice.asked)
 
 
@@ -130,6 +132,7 @@ class _Choice:
     costs: Costs
     users: Mapping[NodeId, tuple[Use, ...]]
     known: Mapping[NodeId, Type]
+    kept: Selector | None = None
     home: dict[NodeId, int] = field(init=False)
     last: dict[NodeId, int] = field(init=False)
     groups: list[list[int]] = field(init=False)
@@ -408,7 +411,10 @@ class _Choice:
         return Choices(sum(_whole(k) for k, _ in pairs), sum(_whole(f) for _, f in pairs))
 
     def _is_free(self, members: list[int]) -> bool:
-        """Whether no mover's value is read as float beside its integers."""
+        """Whether none is kept, and no mover's value is read as float beside its integers."""
+        anchors = (self.graph[self.offers[at].anchor] for at in members)
+        if self.kept is not None and any(selects(self.kept, anchor) for anchor in anchors):
+            return False
         inside = {self.offers[at].nodes[0] for at in members if self.offers[at].mover}
         return all(
             use.user != OUTPUT and (use.user in inside or self.graph[use.user].op == "quantize")

@@ -36,6 +36,7 @@ from fqx.passes.pipeline import Pass, Rewrite
 from fqx.policy.costs import Call, Costs, costs_to_arg
 from fqx.policy.cut import price, uniform
 from fqx.policy.priced import Estimate, Priced
+from fqx.policy.selectors import Selector, selector_to_arg
 from fqx.policy.target import Target, target_to_arg
 from fqx.policy.units import (
     Form,
@@ -114,7 +115,7 @@ class Lowering:
         return "\n".join(lines)
 
 
-def lower(target: Target, costs: Costs | None = None) -> Pass:
+def lower(target: Target, costs: Costs | None = None, kept: Selector | None = None) -> Pass:
     """Replaces every unit the target has a kernel for; the others stay float, with a reason.
 
     Takes QUANTIZED graphs, gives LOWERED ones; its evidence is a `Lowering`. A unit fed the same
@@ -124,41 +125,49 @@ def lower(target: Target, costs: Costs | None = None) -> Pass:
     costs less, conversions counted. A unit in float computes the reference program's operators on
     the reference program's weights. Between two units in float no value is rounded: it is clamped
     to the range it had, which moves it by at most half a quantum. Fails with MISSING_PAYLOAD
-    where a weight goes back to float that is not loaded.
+    where a weight goes back to float that is not loaded. What `kept` takes stays on integers, on
+    its cheapest kernel.
     """
     options: dict[str, Arg] = {"target": target_to_arg(target)}
     brief: dict[str, Arg] = {"target": target.label}
     if costs is not None:
         options["costs"] = costs_to_arg(costs)
         brief["costs"] = f"{costs.name} {costs.digest[:12]}"
+    if kept is not None:
+        options["kept"] = selector_to_arg(kept)
+        brief["kept"] = str(kept)
     return Pass(
         "lower",
         FrozenMap(options),
         frozenset({Stage.QUANTIZED}),
         Stage.LOWERED,
-        lambda graph: _lower(graph, target, costs),
+        lambda graph: _lower(graph, target, costs, kept),
         brief=FrozenMap(brief),
     )
 
 
-def _lower(graph: Graph, target: Target, costs: Costs | None) -> Result[Rewrite, Fault]:
+def _lower(
+    graph: Graph, target: Target, costs: Costs | None, kept: Selector | None
+) -> Result[Rewrite, Fault]:
     first = _worked(_Shop(graph, target))
     if costs is None:
         return _made(graph, first)
-    decision, _ = _decided(first, costs)
+    decision, _ = _decided(first, costs, kept)
     return floated(graph, decision, first.taken).bind(
         lambda done: _made(graph, _priced(done, target, costs, decision))
     )
 
 
-def decide(graph: Graph, target: Target, costs: Costs) -> tuple[Decision, tuple[Call, ...]]:
+def decide(
+    graph: Graph, target: Target, costs: Costs, kept: Selector | None = None
+) -> tuple[Decision, tuple[Call, ...]]:
     """What `lower` with these costs would do, and every call whose price that takes."""
-    return _decided(_worked(_Shop(graph, target)), costs)
+    return _decided(_worked(_Shop(graph, target)), costs, kept)
 
 
-def _decided(shop: _Shop, costs: Costs) -> tuple[Decision, tuple[Call, ...]]:
+def _decided(shop: _Shop, costs: Costs, kept: Selector | None) -> tuple[Decision, tuple[Call, ...]]:
     offers = tuple(shop.offers)
-    return choosing(shop.source, offers, shop.target, costs, shop.users, shop.types)
+    return choosing(shop.source, offers, shop.target, costs, shop.users, shop.types, kept)
 
 
 def _worked(shop: _Shop) -> _Shop:

@@ -94,6 +94,32 @@ class Formula:
         return self.fixed + self.per_mac * macs / 1e6 + self.per_byte * size / 1024
 
 
+_AMONG_OTHERS = Formula(18.7, 0.0, 0.059)
+"""What a packed kernel takes more in a network than timed alone: fixed, and per KiB.
+
+Least squares over whole networks with packed kernels and without, taking turns; docs/costs.md.
+"""
+
+
+def among_others(call: Call) -> float:
+    """Microseconds to add to the price of a call that was timed alone."""
+    return _AMONG_OTHERS.at(*work(call)) if call.op.startswith(PACKED) else 0.0
+
+
+def formula_among_others(name: str, formula: Formula) -> Formula:
+    """A kernel's formula with these, where it was fitted to calls that were timed alone."""
+    if not name.startswith(PACKED):
+        return formula
+    more = _AMONG_OTHERS
+    return Formula(
+        formula.fixed + more.fixed, formula.per_mac + more.per_mac, formula.per_byte + more.per_byte
+    )
+
+
+PACKED = "packed."
+"""How the names of kernels begin that have a peer which gives the same integers unpacked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Prices of kernels on one kind of machine, for one number of threads.

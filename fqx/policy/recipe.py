@@ -39,6 +39,7 @@ from fqx.policy.selectors import (
     selector_from_arg,
     selector_to_arg,
     selects,
+    speaks_of_modules,
 )
 from fqx.policy.units import Mode
 
@@ -59,6 +60,7 @@ __all__ = [
     "recipe_from_arg",
     "recipe_to_arg",
     "resolve",
+    "spelt",
     "use",
     "weight_only",
     "within",
@@ -276,6 +278,21 @@ def custom_module(module: str, scheme: Scheme | None = None) -> Rule:
     """
     plain = scheme if scheme is not None else Scheme(uint8_affine(), int8_channel())
     return Rule(path(module), replace(plain, custom=True))
+
+
+def spelt(recipe: Recipe) -> Selector | None:
+    """What the user asked to quantize in so many words; None where only presets ask for anything.
+
+    The nodes whose last rule has a scheme, and is the user's own (`use`) or speaks of a part of the
+    model (`within`).
+    """
+    found: Selector | None = None
+    for rule in recipe.rules:
+        if rule.scheme is not None and (not rule.by or speaks_of_modules(rule.select)):
+            found = rule.select if found is None else found | rule.select
+        elif found is not None:
+            found = None if rule.select == everything() else found & ~rule.select
+    return found
 
 
 def resolve(recipe: Recipe, graph: Graph) -> Result[Resolution, Fault]:

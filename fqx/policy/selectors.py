@@ -39,6 +39,7 @@ __all__ = [
     "selector_from_arg",
     "selector_to_arg",
     "selects",
+    "speaks_of_modules",
 ]
 
 
@@ -216,6 +217,13 @@ def names_no_module(selector: Selector, graph: Graph) -> bool:
     """Whether the selector spells the path of a module that no node of the graph lies in."""
     spelt = [part.text for part in _named(selector) if part.kind is Kind.PATH]
     return bool(spelt) and not set(spelt) <= set(_names(graph, Kind.PATH))
+
+
+def speaks_of_modules(selector: Selector) -> bool:
+    """Whether the selector compares more than operators, which presets do too."""
+    if selector.parts:
+        return any(speaks_of_modules(part) for part in selector.parts)
+    return selector.kind not in (Kind.EVERYTHING, Kind.OP)
 
 
 def _named(selector: Selector) -> Iterable[Selector]:

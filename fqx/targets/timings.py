@@ -2,13 +2,15 @@
 
 Each row is a kernel's fixed microseconds, microseconds per million multiply-accumulates, and per
 KiB; `python -m fqx.bench.costs` measures and fits them again. One table is for machines with VNNI,
-one for those without, on one thread.
+one for those without, on one thread. The rows are of calls that were timed alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fqx.kit.frozen import FrozenMap
-from fqx.policy.costs import Costs, Formula
+from fqx.policy.costs import Costs, Formula, formula_among_others
 from fqx.policy.target import Target
 
 
@@ -22,7 +24,9 @@ def built_in_costs(target: Target) -> Costs | None:
         return None
     # fbgemm and x86 have narrow ranges everywhere, and are measured with these on VNNI
     narrow = target.isa != "vnni" and target.form == "plain"
-    return ANY if narrow else VNNI
+    table = ANY if narrow else VNNI
+    rows = {name: formula_among_others(name, row) for name, row in table.formulas.items()}
+    return replace(table, formulas=FrozenMap(rows))
 
 
 VNNI = Costs(

@@ -67,7 +67,15 @@ def quantized_by_fqx(
 ) -> nn.Module:
     """The integer program of fqx's own API, calibrated on the inputs."""
     return (
-        quantize(model, inputs, [inputs], recipe=recipe, target=target, progress=False)
+        quantize(
+            model,
+            inputs,
+            [inputs],
+            recipe=recipe,
+            target=target,
+            objective="balanced",
+            progress=False,
+        )
         .bind(lambda done: done.materialize())
         .unwrap()
     )

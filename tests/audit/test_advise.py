@@ -154,7 +154,13 @@ def test_the_recipe_saves_what_one_scale_would_ruin() -> None:
 
     def fidelity(recipe: Recipe) -> float:
         done = fqx.quantize(
-            net, (data[0],), data, recipe=recipe, target="onednn", progress=False
+            net,
+            (data[0],),
+            data,
+            recipe=recipe,
+            target="onednn",
+            objective="balanced",
+            progress=False,
         ).unwrap()
         module = done.materialize().unwrap()
         with torch.no_grad():
@@ -181,7 +187,13 @@ def test_an_input_that_wanders_is_left_to_each_call() -> None:
 
     def fidelity(recipe: Recipe) -> float:
         done = fqx.quantize(
-            net, (data[0],), data, recipe=recipe, target="native/fbgemm", progress=False
+            net,
+            (data[0],),
+            data,
+            recipe=recipe,
+            target="native/fbgemm",
+            objective="balanced",
+            progress=False,
         ).unwrap()
         module = done.materialize().unwrap()
         with torch.no_grad():

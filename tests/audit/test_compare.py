@@ -45,7 +45,9 @@ def _digits() -> tuple[DigitsNet, tuple[torch.Tensor, ...]]:
 @cache
 def _quantized(target: str) -> Quantized:
     net, images = _digits()
-    return quantize(net, (images[0],), images, target=target, progress=False).unwrap()
+    return quantize(
+        net, (images[0],), images, target=target, objective="balanced", progress=False
+    ).unwrap()
 
 
 def _graph(step: str, target: str = "onednn") -> Graph:
@@ -169,7 +171,7 @@ def test_smoothing_belongs_to_no_unit() -> None:
         first.weight[3] *= 40.0
         second.weight[:, 3] *= 0.01
     x = torch.randn(64, 16)
-    done = quantize(net, (x,), [x], target="onednn", progress=False).unwrap()
+    done = quantize(net, (x,), [x], target="onednn", objective="balanced", progress=False).unwrap()
     steps = {step.name: step.graph for step in done.trail.steps}
     assert "1:smooth" in steps["smooth"]
     for step in ("fuse", "smooth"):
@@ -187,7 +189,9 @@ def test_isolation_finds_the_unit_that_is_coarse() -> None:
     x = torch.randn(64, 16)
     coarse = Scheme(uint8_affine(), int8_channel(limit=3))
     recipe = int8_static() | use(path("2"), coarse)
-    done = quantize(net, (x,), [x], recipe=recipe, target="onednn", progress=False).unwrap()
+    done = quantize(
+        net, (x,), [x], recipe=recipe, target="onednn", objective="balanced", progress=False
+    ).unwrap()
     before = next(step.graph for step in done.trail.steps if step.name == "smooth")
     found = compare(before, done.graph, [x], isolated=True).unwrap()
     assert [(row.name, row.b) for row in found.rows][-2:] == [("3", "2"), ("4", "4")]

@@ -95,6 +95,8 @@ def test_trails_from_files_are_explained_alike(tmp_path: Path) -> None:
 
 def test_work_is_counted_where_lowering_leaves_every_node() -> None:
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    done = fqx.quantize(torch.nn.Linear(8, 3), (x,), [x], progress=False).unwrap()
+    done = fqx.quantize(
+        torch.nn.Linear(8, 3), (x,), [x], objective="balanced", progress=False
+    ).unwrap()
     assert [(row.op, row.macs) for row in done.coverage().rows if row.macs] == [("linear", 24)]
     assert done.coverage().int8_share == 1.0

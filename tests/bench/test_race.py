@@ -21,7 +21,7 @@ KNOWN = {item.name: item for item in CONTESTANTS}
 
 def test_everybody_has_a_row_with_numbers_or_a_reason() -> None:
     broken = Contestant("broken", "", partial(quantized, target="nowhere"))
-    entered = (KNOWN["fp32"], broken, Contestant("dead", "", dies), KNOWN["fqx"])
+    entered = (KNOWN["fp32"], broken, Contestant("dead", "", dies), KNOWN["fqx-coverage"])
     lines: list[str] = []
     report = race([NET], entered, QUICK, lines.append)
     first, second, third, fourth, *rest = report.rows
@@ -38,7 +38,7 @@ def test_everybody_has_a_row_with_numbers_or_a_reason() -> None:
     assert [row.batch for row in rest] == [3, 3, 3, 3]
     assert not report.interrupted
     (taken,) = report.profiles
-    assert taken.contestant == "fqx"
+    assert taken.contestant == "fqx-coverage"
     assert taken.peak > 0
     assert {"int8", "quantize"} <= {total.name for total in taken.profile.groups()}
     assert len(lines) <= steps(1, len(entered), QUICK)

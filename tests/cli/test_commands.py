@@ -70,6 +70,7 @@ def test_quantize_saves_measures_and_checks(
     code = run(
         "quantize", NET, "--calibration", DATA, "--out", str(model), "--trail", str(trail),
         "--target", "onednn", "--min-int8", "0.9", "--min-sqnr", "15",
+        "--objective", "coverage",
     )  # fmt: skip
     shown = capsys.readouterr()
     assert code == 0, shown.err

@@ -135,9 +135,14 @@ class Executed(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.count = 0
+        self.pooling = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += operators_in(func, args)
+        count = operators_in(func, args)
+        # a pool axis by axis is one operator, of many maxima in a row
+        pools = func._opname == "maximum" and _has_integers(args)
+        self.count += count + (pools and not self.pooling)
+        self.pooling = (self.pooling or pools) and not count
         return func(*args, **(kwargs or {}))
 
 

@@ -278,7 +278,9 @@ def test_a_static_layer_behind_a_dynamic_one_stays_float() -> None:
     dynamic = fqx.int8_dynamic().rules[0].scheme
     assert dynamic is not None
     recipe = fqx.int8_static() | fqx.use(fqx.path("0"), dynamic)
-    done = fqx.quantize(model, inputs, [inputs], recipe=recipe, progress=False).unwrap()
+    done = fqx.quantize(
+        model, inputs, [inputs], recipe=recipe, objective="balanced", progress=False
+    ).unwrap()
     assert done.coverage().int8_share == 1.0
 
 
@@ -297,7 +299,9 @@ def test_a_layer_behind_a_standalone_module_stays_float() -> None:
     assert calls(ours, "native_linear") == 2
     assert relative_error(ours, model, inputs) <= RIGHT
     recipe = fqx.int8_static() | fqx.within("0", fqx.int8_static())
-    done = fqx.quantize(model, inputs, [inputs], recipe=recipe, progress=False).unwrap()
+    done = fqx.quantize(
+        model, inputs, [inputs], recipe=recipe, objective="balanced", progress=False
+    ).unwrap()
     assert done.coverage().int8_share == 1.0
     assert relative_error(done.materialize().unwrap(), model, inputs) <= RIGHT
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import fqx
 from fqx.edge.materialize import materialize
+from fqx.edge.rebuild import rebuild
 from fqx.ir.arg import NodeRef
 from fqx.ir.graph import Graph
 from fqx.ir.names import NodeId, Path
@@ -15,6 +18,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.passes.lower import Lowering, decide, lower
 from fqx.policy.costs import Costs, Formula
 from fqx.policy.priced import Priced
+from fqx.policy.selectors import path
 from fqx.policy.target import Target
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
@@ -87,6 +91,23 @@ def test_what_is_cheaper_in_float_runs_in_float_on_the_values_of_its_weight() ->
     assert weight.dtype.value == "float32"
     assert Path("first.weight_scale") not in made.weights
     assert [unit.anchor for unit in evidence.units] == ["second"]
+
+
+def test_what_is_kept_stays_on_integers_on_its_cheapest_kernel() -> None:
+    graph = quantized(Net(), onednn())
+    costs = table(onednn__conv2d=50.0, packed__conv2d_of_onednn=50.0)
+    costs = replace(costs, formulas=costs.formulas.put("packed.conv2d/fbgemm", Formula(40.0)))
+    assert rulings(lowering(graph, costs)[1])["first"].floating
+    kept = lower(onednn(), costs, path("first"))
+    trail = kept.run(graph).unwrap()
+    evidence = trail.steps[-1].evidence
+    assert isinstance(evidence, Lowering)
+    first = rulings(evidence)["first"]
+    assert (first.chosen, first.margin) == ("packed.conv2d/fbgemm", None)
+    again = rebuild(kept.name, kept.options).unwrap().run(graph).unwrap()
+    assert again.graph.digest == trail.graph.digest
+    no_table = lower(onednn(), None, path("first")).run(graph).unwrap()
+    assert no_table.graph.digest == lower(onednn()).run(graph).unwrap().graph.digest
 
 
 def test_a_relu_that_quantization_implied_is_kept_where_nothing_is_quantized() -> None:

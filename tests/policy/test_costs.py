@@ -16,6 +16,7 @@ from fqx.policy.costs import (
     Costs,
     Formula,
     Shaped,
+    among_others,
     costs_from_arg,
     costs_from_json,
     costs_to_arg,
@@ -26,7 +27,7 @@ from fqx.policy.costs import (
 from fqx.targets.native import native
 from fqx.targets.onednn import onednn
 from fqx.targets.reference import reference
-from fqx.targets.timings import built_in_costs
+from fqx.targets.timings import VNNI, built_in_costs
 
 
 def convolution(op: str = "conv2d", groups: int = 1, **more: Arg) -> Call:
@@ -109,6 +110,19 @@ def test_a_table_is_an_option_and_comes_back() -> None:
 def test_what_is_no_table_is_refused(code: Json) -> None:
     kind = fold(costs_from_json(code), lambda _: None, lambda fault: fault.kind)
     assert kind is FaultKind.BAD_ARGUMENT
+
+
+def test_packed_kernels_take_more_among_others_than_alone() -> None:
+    packed = convolution("packed.conv2d", engine="onednn", x_zero_point=0)
+    pointwise = convolution("onednn.conv2d")
+    table = built_in_costs(onednn())
+    assert table is not None
+    row = VNNI.formulas["packed.conv2d/onednn"]
+    extra = among_others(packed)
+    assert extra > 18.0
+    assert table.of(packed) == pytest.approx(row.at(*work(packed)) + extra)
+    assert among_others(pointwise) == 0.0
+    assert table.of(pointwise) == VNNI.of(pointwise)
 
 
 def test_there_is_a_built_in_table_for_every_target_of_x86() -> None:

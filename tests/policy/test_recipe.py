@@ -25,7 +25,9 @@ from fqx.policy.recipe import (
     resolve,
     scheme_from_arg,
     scheme_to_arg,
+    spelt,
     use,
+    within,
 )
 from fqx.policy.selectors import (
     Selector,
@@ -109,6 +111,26 @@ def test_later_rules_win() -> None:
     assert choices[NodeId("layer1.0.conv1")].scheme == scheme
     assert choices[NodeId("layer1.0.conv2")].scheme is None
     assert choices[NodeId("fc")].scheme == int8_static().rules[1].scheme
+
+
+def spelt_names(recipe: Recipe) -> list[str]:
+    selector = spelt(recipe)
+    return [] if selector is None else chosen(selector)
+
+
+def test_what_the_user_asked_to_quantize_is_no_presets_wish() -> None:
+    scheme = Scheme(uint8_affine(), int8_channel())
+    preset = int8_static()
+    assert spelt(preset) is None
+    assert spelt(preset | leave_float(path("fc"))) is None
+    assert spelt_names(preset | use(path("layer1.0"), scheme)) == CONVS
+    assert spelt_names(preset | use(op("linear"), scheme)) == ["fc"]
+    assert spelt_names(within("layer1.0", preset)) == CONVS
+    # later rules win
+    both = preset | use(path("layer1.0"), scheme) | leave_float(path("layer1.0.conv1"))
+    assert spelt_names(both) == CONVS[1:]
+    assert spelt_names(both | use(op("linear"), scheme)) == [*CONVS[1:], "fc"]
+    assert spelt(both | preset) is None
 
 
 def test_float_leaves_everything_float() -> None:

@@ -187,6 +187,7 @@ def quantized(name: str) -> Trail:
         architecture(name),
         (item.inputs(2),),
         calibration=[item.inputs(8, seed) for seed in range(20, 28)],
+        objective="balanced",
         progress=False,
     )
     return done.unwrap().trail
@@ -267,7 +268,7 @@ def test_a_lone_scheme_leaves_nothing_float_on_native(engine: str) -> None:
     recipe = fqx.Recipe((fqx.Rule(everything(), scheme, "lone"),))
     target = native(engine).unwrap()
     made = fqx.quantize(
-        net, (data[0],), data, recipe=recipe, target=target, progress=False
+        net, (data[0],), data, recipe=recipe, target=target, objective="balanced", progress=False
     ).unwrap()
     assert {node.op for node in made.graph if not node.op.startswith("native.")} == {"input"}
     with torch.no_grad():
