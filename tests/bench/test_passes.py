@@ -28,7 +28,9 @@ def test_a_road_has_every_pass_the_observers_and_the_memory() -> None:
 
 def test_a_trail_shares_weights_that_no_pass_changed() -> None:
     model = chain(3)
-    done = fqx.quantize(model, (image(),), calibration=[image(seed=1)], progress=False).unwrap()
+    done = fqx.quantize(
+        model, (image(),), calibration=[image(seed=1)], objective="coverage", progress=False
+    ).unwrap()
     rows = {row.name: row for row in held(done.trail)}
     assert rows["capture"].new == rows["capture"].held > 0
     assert rows["clean"].new == rows["observe"].new == rows["lower"].new == 0
