@@ -197,6 +197,9 @@ CALLS: Mapping[str, Callable[[Given], object]] = MappingProxyType(
         ).unwrap(),
         "latency": lambda g: fqx.latency(g.module, g.inputs, runs=1, budget=0.1),
         "probe": lambda g: fqx.probe(g.target).unwrap(),
+        "export_pt2": lambda g: fqx.export_pt2(
+            g.trail.graph, g.folder / "net.pt2", g.inputs
+        ).unwrap(),
         "save_model": lambda g: fqx.save_model(g.folder / "model", g.trail).unwrap(),
         "save_trail": lambda g: fqx.save_trail(g.folder / "trail", g.trail).unwrap(),
         "show": lambda g: fqx.show(g.trail.graph),
@@ -231,6 +234,7 @@ HARMLESS = frozenset(
         "int8_dynamic",
         "int8_static",
         "leave_float",
+        "load_pt2",
         "load",
         "module_type",
         "native",

@@ -28,7 +28,13 @@ def program(
     torch.manual_seed(1)
     batches = [inputs(4), inputs(4)]
     done = fqx.quantize(
-        model, batches[0], batches, target=target, recipe=recipe, progress=False
+        model,
+        batches[0],
+        batches,
+        target=target,
+        recipe=recipe,
+        objective="coverage",
+        progress=False,
     ).unwrap()
     module = done.materialize().unwrap()
     assert isinstance(module, Program)

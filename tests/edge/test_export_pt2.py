@@ -35,7 +35,13 @@ def lowered(name: str, target: str = "onednn", kind: str = "static") -> tuple[Gr
     torch.manual_seed(1)
     batches = [inputs(4), inputs(4)]
     done = fqx.quantize(
-        model, batches[0], batches, target=target, recipe=RECIPES[kind], progress=False
+        model,
+        batches[0],
+        batches,
+        target=target,
+        recipe=RECIPES[kind],
+        objective="coverage",
+        progress=False,
     )
     return done.unwrap().graph, inputs
 
@@ -153,7 +159,12 @@ def test_containers_and_keywords_are_kept() -> None:
     x, more = {"a": torch.randn(4, 8)}, torch.randn(4, 8)
     kwargs = {"more": more}
     done = fqx.quantize(
-        Keyed().eval(), (x,), kwargs=kwargs, recipe=fqx.int8_dynamic(), progress=False
+        Keyed().eval(),
+        (x,),
+        kwargs=kwargs,
+        recipe=fqx.int8_dynamic(),
+        objective="coverage",
+        progress=False,
     ).unwrap()
     made = fqx.export_pt2(
         done.graph, example_inputs=({"a": x["a"][:1]},), kwargs={"more": more[:1]}
@@ -195,7 +206,9 @@ class Around(nn.Module):
 
 def test_what_cannot_be_traced_is_a_fault_and_writes_nothing(tmp_path: Path) -> None:
     x = torch.randn(4, 8)
-    done = fqx.quantize(Around().eval(), (x,), [x], leaves=("odd",), progress=False).unwrap()
+    done = fqx.quantize(
+        Around().eval(), (x,), [x], leaves=("odd",), objective="coverage", progress=False
+    ).unwrap()
     failed = fqx.export_pt2(done.graph, tmp_path / "it.pt2")
     fault = fold(failed, lambda _: None, lambda halt: halt.fault)
     assert fault is not None

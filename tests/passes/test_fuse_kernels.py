@@ -72,7 +72,13 @@ def both(
     """The program before and behind the pass, which give the same bits."""
     batches = [] if recipe == int8_dynamic() else [x]
     done = fqx.quantize(
-        net.eval(), (x,), batches, recipe=recipe, target="onednn", progress=False
+        net.eval(),
+        (x,),
+        batches,
+        recipe=recipe,
+        target="onednn",
+        objective="coverage",
+        progress=False,
     ).unwrap()
     steps = {step.name: step.graph for step in done.trail.steps}
     before, after = steps["lower"], steps["fuse_kernels"]
@@ -192,7 +198,9 @@ def test_linears_without_biases_are_joined_too() -> None:
 def test_the_reference_target_keeps_its_operators() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 32)
-    done = fqx.quantize(Attention().eval(), (x,), [x], target=reference(), progress=False).unwrap()
+    done = fqx.quantize(
+        Attention().eval(), (x,), [x], target=reference(), objective="coverage", progress=False
+    ).unwrap()
     graph = next(step.graph for step in done.trail.steps if step.name == "lower")
     assert fuse_kernels(reference()).run(graph).unwrap().graph is graph
     assert fuse_kernels(onednn()).run(done.graph).unwrap().graph.stage is graph.stage
