@@ -38,6 +38,7 @@ from fqx.kit.frozen import FrozenMap
 from fqx.num import nibbles
 from fqx.num.affine import LEAST_SCALE
 from fqx.passes.calls import CALLS, Named, as_torch
+from fqx.policy.costs import VIEWS
 from fqx.policy.units import NEAREST
 from fqx.targets.lone import CONTRACTIONS
 from fqx.targets.recurrent import CELLS, LAYERS
@@ -1428,26 +1429,6 @@ PLAIN: Mapping[str, Bind] = MappingProxyType(
 )
 """Kernels on plain integers beside the canonical operators that run on them as they are."""
 
-_VIEWS = frozenset(
-    {
-        "chunk",
-        "split",
-        "unbind",
-        "getitem",
-        "flatten",
-        "unflatten",
-        "reshape",
-        "permute",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "contiguous",
-        "slice",
-        "select",
-    }
-)
-"""Movements that torch does on quantized tensors; it does the others on their integers here."""
-
 LONE: Mapping[str, Bind] = MappingProxyType(
     {
         "prelu": _native_prelu,
@@ -1532,7 +1513,7 @@ BINDERS: Mapping[OpName, Bind] = MappingProxyType(
         **{OpName(f"plain.{op}"): _plain_lone(_native_pair("matmul"), 2) for op in CONTRACTIONS},
         **{
             OpName(f"native.{op}"): _native_direct(op)
-            if op in (*_VIEWS, *AVERAGING)
+            if op in (*VIEWS, *AVERAGING)
             else _native_moving(PLAIN[op] if op in PLAIN else canonical(op))
             for op in (*MOVING, *ZERO_AWARE, *AVERAGING)
         },

@@ -328,11 +328,11 @@ def _kind(op: OpName) -> str:
     head, mark, plain = op.rpartition(".")
     if plain in _PRODUCTS or plain.startswith("conv_transpose"):
         return ""
-    return "view" if plain in _VIEWS else f"{head}.other" if mark else "other"
+    return "view" if plain in VIEWS else f"{head}.other" if mark else "other"
 
 
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "scaled_dot_product_attention", "leaf"})
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         "chunk",
         "split",
@@ -350,6 +350,7 @@ _VIEWS = frozenset(
         "select",
     }
 )
+"""Movements that torch does on quantized tensors too, without touching an integer."""
 """Operators that mostly copy nothing; `native` names them after itself."""
 
 

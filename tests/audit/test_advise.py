@@ -152,21 +152,26 @@ def test_the_recipe_saves_what_one_scale_would_ruin() -> None:
     advice = advise(base, data).unwrap()
     assert [row.node for row in advice.rows if row.ruined] == ["first"]
 
-    def fidelity(recipe: Recipe) -> float:
-        done = fqx.quantize(
-            net,
-            (data[0],),
-            data,
-            recipe=recipe,
-            target="onednn",
-            objective="balanced",
-            progress=False,
-        ).unwrap()
-        module = done.materialize().unwrap()
-        with torch.no_grad():
-            return sqnr(net(data[0]), module(data[0]))
+    advised, preset = (
+        fidelity(net, data, recipe, "onednn") for recipe in (advice.recipe, fqx.int8_static())
+    )
+    assert advised > preset + 10.0
 
-    assert fidelity(advice.recipe) > fidelity(fqx.int8_static()) + 10.0
+
+def fidelity(net: nn.Module, data: list[torch.Tensor], recipe: Recipe, target: str) -> float:
+    """dB of the first batch in int8 against float."""
+    done = fqx.quantize(
+        net,
+        (data[0],),
+        data,
+        recipe=recipe,
+        target=target,
+        objective="balanced",
+        progress=False,
+    ).unwrap()
+    module = done.materialize().unwrap()
+    with torch.no_grad():
+        return sqnr(net(data[0]), module(data[0]))
 
 
 def test_the_code_makes_the_recipe() -> None:
@@ -185,22 +190,12 @@ def test_an_input_that_wanders_is_left_to_each_call() -> None:
     assert [row.choice for row in advice.rows] == ["dynamic", "dynamic"]
     assert eval(advice.code, {"fqx": fqx}) == advice.recipe
 
-    def fidelity(recipe: Recipe) -> float:
-        done = fqx.quantize(
-            net,
-            (data[0],),
-            data,
-            recipe=recipe,
-            target="native/fbgemm",
-            objective="balanced",
-            progress=False,
-        ).unwrap()
-        module = done.materialize().unwrap()
-        with torch.no_grad():
-            return sqnr(net(data[0]), module(data[0]))
-
     # the smallest batch has a 256th of the whole range: 8 bits, all that one scale has
-    assert fidelity(advice.recipe) > fidelity(fqx.int8_static()) + 20.0
+    advised, preset = (
+        fidelity(net, data, recipe, "native/fbgemm")
+        for recipe in (advice.recipe, fqx.int8_static())
+    )
+    assert advised > preset + 20.0
 
 
 def test_a_healthy_network_is_left_to_the_preset() -> None:
