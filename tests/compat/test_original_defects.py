@@ -7,8 +7,7 @@ is made of them. What RIGHT and WRONG stand for is derived in `fqx.testing.side_
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -59,31 +58,10 @@ from fqx.testing.side_by_side import (
     relative_error,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("on_x86", "seeded")]
 
 EAGER: Any = eager
 Inputs = tuple[Tensor, ...]
-
-
-@pytest.fixture(autouse=True)
-def _engine() -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "x86"
-    torch.manual_seed(0)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        yield
-    torch.backends.quantized.engine = before
-
-
-@pytest.fixture
-def use_engine() -> Callable[[str], None]:
-    """Chooses torch's engine for the rest of the test; `_engine` puts it back."""
-
-    def choose(name: str) -> None:
-        torch.backends.quantized.engine = name
-
-    return choose
 
 
 def plain(reduced: bool = False) -> Any:

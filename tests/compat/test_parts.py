@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,17 +29,7 @@ from fqx.compat.custom import prepare_config
 from fqx.compat.parts import parts_of
 from fqx.ir.trail import Halt
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _engine() -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "x86"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.backends.quantized.engine = before
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("on_x86")]
 
 
 def minmax(reduced: bool = True) -> QConfigMapping:

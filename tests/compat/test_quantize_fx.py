@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +31,7 @@ from fqx.ir.trail import Halt
 from fqx.passes.observe import intents_of
 from fqx.testing.zoo import ZOO
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _engine() -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "x86"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.backends.quantized.engine = before
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("on_x86")]
 
 
 def minmax(reduced: bool = False) -> QConfigMapping:

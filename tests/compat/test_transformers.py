@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +18,7 @@ from torch.utils._pytree import tree_leaves
 import fqx.compat.quantize_fx as new
 from fqx.audit.measure import sqnr
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _engine() -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "x86"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.backends.quantized.engine = before
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("on_x86")]
 
 
 @dataclass(frozen=True)
